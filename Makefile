@@ -1,0 +1,52 @@
+# `make demo` and `make test` work as the first command on a machine with python3 >= 3.11 and make.
+PYTHON ?= python3
+bin := .venv/bin
+uv := $(shell command -v uv 2>/dev/null)
+project := setup.cfg pyproject.toml
+
+.PHONY: demo test check bench clean
+.DELETE_ON_ERROR:
+
+demo: .venv/installed            ## one InstructEdit editor beside three baselines, on the bundled world
+	$(bin)/editkit run "baselines=[mend,ft_l,ft_m]"
+
+test: .venv/installed-dev        ## every test
+	$(offline) $(bin)/python -m pytest
+
+check: .venv/installed-dev       ## what CI runs: format, lint, types, tests
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy
+	$(offline) $(bin)/python -m pytest
+
+bench: .venv/installed           ## speed and memory, as ratios within one run
+	$(bin)/python experiments/bench.py
+
+clean:                           ## remove the environment; outputs stay
+	rm -rf .venv
+
+# Tests must neither wait for an unreachable network nor fight over cores.
+offline := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
+
+# The stamps are newer than the files that name the dependencies: a second call installs nothing.
+.venv/installed: $(project) | $(bin)/python
+	$(call install,.)
+	@touch $@
+
+.venv/installed-dev: $(project) | $(bin)/python
+	$(call install,.[dev])
+	@touch .venv/installed $@
+
+$(bin)/python:
+ifdef uv
+	uv venv --quiet --python ">=3.11" .venv
+else
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("python3 is %d.%d, but editkit needs 3.11 or newer: make PYTHON=/path/to/python3.11 …" % v[:2])'
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "python3 cannot make an environment: install its venv module (Debian: python3-venv) or uv" >&2; exit 1; }
+endif
+
+ifdef uv
+install = uv pip install --quiet --python $(bin)/python --editable "$(1)"
+else
+install = $(bin)/python -m pip install --quiet --disable-pip-version-check --editable "$(1)"
+endif

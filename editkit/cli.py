@@ -1,0 +1,240 @@
+"""The command line: `editkit run`, `data` and `report`. Heavy parts are imported where they are used."""
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from editkit import __version__
+from editkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+RUN_EXAMPLES = """\
+examples:
+  editkit run                                              InstructEdit on the bundled world
+  editkit run "baselines=[mend,ft_l]" trainer.steps=200    with two methods beside it
+  editkit run scale=small tasks.root=DATA model.path=DIR   real data, a model of yours
+  editkit run -m editor=mend,instructedit seed=0,1,2       a sweep: six runs
+  editkit run run.resume=outputs/editkit/…                 go on with an interrupted run
+  editkit run --cfg                                        every setting and its value
+"""
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled like Ctrl-C: the run is marked interrupted and everything is closed."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, 1 for a bug, 2 for bad input (one sentence), 130 or 143 after Ctrl-C or SIGTERM."""
+    parser = build_parser()
+    options, extra = parser.parse_known_args(arguments)
+    # argparse takes words only up to the first option; those after it are settings too.
+    if extra and ("settings" not in options or any(word.startswith("-") for word in extra)):
+        parser.error(f"unrecognised: {' '.join(extra)}")
+    if "settings" in options:
+        options.settings += extra
+    try:
+        options.command(options)
+    except UsageError as error:
+        print(f"editkit: {error}", file=sys.stderr)
+        return 2
+    except Terminated:
+        return 143
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("editkit", description="Knowledge editing of language models as configuration.")
+    parser.add_argument("--version", action="version", version=f"editkit {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    run = commands.add_parser(
+        "run",
+        help="train, edit, score and compare",
+        description="Trains, edits and scores as the settings say; ends with a table, and a folder with everything.",
+        epilog=RUN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("settings", nargs="*", help="group=choice or key=value; see them all with --cfg")
+    run.add_argument(
+        "-m", "--multirun", action="store_true", help="a run for each combination of comma-separated values"
+    )
+    run.add_argument("--cfg", action="store_true", help="show the configuration instead of running it")
+    run.add_argument(
+        "--config-dir", metavar="DIR", help="a folder with groups of your own, such as DIR/editor/mine.yaml"
+    )
+    run.set_defaults(command=run_command)
+
+    data = commands.add_parser("data", help="show the data a run would use, or rebuild the bundled world and model")
+    actions = data.add_subparsers(required=True, metavar="action")
+    show = actions.add_parser("show", help="count the requests of each task and split, and what was mended or left out")
+    show.add_argument("settings", nargs="*", help="as for `editkit run`, e.g. tasks=convsent tasks.root=DATA")
+    show.set_defaults(command=show_data)
+    build = actions.add_parser("build", help="generate the world and train the small model that knows it (10 minutes)")
+    build.add_argument("folder", type=Path)
+    build.add_argument("--seed", type=int, default=0)
+    build.set_defaults(command=build_data)
+
+    report = commands.add_parser("report", help="compare the runs found under folders")
+    report.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+    report.add_argument("--all", action="store_true", help="every measure, with the _bare, _exact and _kl variants")
+    report.add_argument("--format", choices=["table", "md", "csv", "latex"], default="table")
+    report.set_defaults(command=report_command)
+    return parser
+
+
+def run_command(options: argparse.Namespace) -> None:
+    from editkit import configs
+
+    words = list(options.settings)
+    if options.config_dir:
+        folder = Path(options.config_dir).absolute()
+        if not folder.is_dir():
+            raise UsageError(f"There is no folder '{folder}': --config-dir takes one that holds groups such as editor/")
+        words.append(f"hydra.searchpath=[file://{folder}]")
+    with configs.sources():
+        config = configs.checked(words, options.multirun)
+    if options.cfg:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(config), end="")
+        return
+    if config.run.resume:
+        check_resumable(config.run.resume, options.settings)
+    check_writable(Path(config.run.dir))
+    launch(words, options.multirun)
+
+
+def check_resumable(folder: str, words: Sequence[str]) -> None:
+    others = [word for word in words if not word.startswith("run.resume=")]
+    if others:
+        raise UsageError(f"run.resume goes on with the settings in {folder}/config.yaml: leave out {' '.join(others)}")
+    if not (Path(folder) / "config.yaml").is_file():
+        raise UsageError(f"run.resume is '{folder}', but that is no run's folder: it has no config.yaml")
+
+
+def check_writable(folder: Path) -> None:
+    """Raises a UsageError unless ``folder`` can be made, or written to where it is already there."""
+    there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"Cannot write to '{there}': set run.dir to a folder that can be made or written to")
+
+
+def launch(words: Sequence[str], multirun: bool) -> None:
+    """Hands over to Hydra, which makes the folder and calls `job`: once, or for each job of a sweep."""
+    import hydra
+    from hydra.errors import HydraException
+
+    from editkit import configs
+
+    configs.register_resolvers()
+    # Without it Hydra would end the process itself on an error, with code 1 and a shortened traceback.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["editkit run", *(["--multirun"] if multirun else []), *words]
+    try:
+        hydra.main("pkg://editkit.conf", "config", version_base="1.3")(job)()
+    except HydraException as error:
+        raise UsageError(configs.sentence(error)) from error
+    except OSError as error:
+        raise UsageError(unwritable(error)) from error if error.errno in UNWRITABLE else error
+
+
+def job(config: "DictConfig") -> None:
+    """One run, as Hydra calls it: in this process, in a launcher's, or on another machine."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    settings = HydraConfig.get()
+    folder = Path(settings.runtime.output_dir)
+    if config.run.resume:
+        resume = config.run.resume
+        config = OmegaConf.load(folder / "config.yaml")  # type: ignore[assignment]
+        config.run.resume = resume
+    config.run.dir = str(folder)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, on_sigterm) if in_main_thread else None
+    try:
+        from editkit.run import run
+
+        try:
+            run(config)
+        except OSError as error:
+            if error.errno in UNWRITABLE:
+                raise UsageError(unwritable(error)) from error
+            raise
+        show_results(folder)
+    except UsageError as error:
+        # Alone, leave at once; in a sweep Hydra notes the failed job and goes on with the next.
+        if settings.mode != RunMode.RUN:
+            raise
+        print(f"editkit: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print(f"editkit: interrupted; go on with: editkit run run.resume={folder}", file=sys.stderr)
+        raise
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def unwritable(error: OSError) -> str:
+    return f"Cannot write '{error.filename or 'the run'}' ({error.strerror}): free some space or set run.dir elsewhere"
+
+
+def show_results(folder: Path) -> None:
+    """Prints the comparison and says where everything lies."""
+    from rich.console import Console
+
+    from editkit.reporting import table
+
+    console = Console()
+    console.print(table.comparison(table.read([folder])))
+    console.print(table.places(folder))
+
+
+def report_command(options: argparse.Namespace) -> None:
+    from editkit.reporting import table
+
+    rows = table.read(options.folders)
+    if options.format == "table":
+        from rich.console import Console
+
+        Console().print(table.comparison(rows, options.all))
+    else:
+        print(table.text(rows, options.format, options.all), end="")
+
+
+def show_data(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from editkit import configs
+    from editkit.reporting import table
+
+    with configs.sources():
+        config = configs.checked(options.settings)
+    splits = configs.instantiate(config.tasks).load(config.seed)
+    Console().print(table.splits(splits))
+
+
+def build_data(options: argparse.Namespace) -> None:
+    from editkit.bundled.build import build
+
+    check_writable(options.folder)
+    for name, share in build(options.folder, options.seed).items():
+        print(f"{name}: {share:.3f}")
