@@ -1,0 +1,185 @@
+"""MEND: a network learns to turn the factors of an edit's gradient into an edit (Mitchell et al., arXiv 2110.11309).
+
+At each edited weight ``y = x W`` the edit loss has the gradient ``uᵀ delta``, with ``u`` the inputs and ``delta`` the
+gradients at the outputs, token by token. One network for each weight *shape* maps normalised ``[u; delta]`` to
+``[u'; delta']``; the update is ``W + lr_W Σ_t u'_t ⊗ delta'_t``, of rank at most the number of tokens, so it is kept as
+factors. The sign is plus: the network learns the direction of descent.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from editkit.edits import Edit, LowRank, traced
+from editkit.editors.loss import edit_batch, nll_by_slot
+from editkit.lm import LM, weight
+from editkit.requests import EditRequest
+
+
+class RunningNorm(nn.Module):
+    """Z-scores by the running mean and standard deviation of all tokens seen in training.
+
+    Batches are merged as in Chan et al. (1979), which gives the numbers of a token-by-token Welford loop. Count, mean
+    and sum of squares are buffers, so a checkpoint keeps them (the reference forgets its first-sample flag).
+    """
+
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("squares", torch.zeros(width))
+
+    @torch.no_grad()
+    def update(self, x: Float[Tensor, "tokens width"]) -> None:
+        count, mean = len(x), x.mean(0)
+        total = self.count + count
+        step = mean - self.mean
+        self.squares += (x - mean).square().sum(0) + step.square() * self.count * count / total
+        self.mean += step * count / total
+        self.count.copy_(total)
+
+    def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        deviation = (self.squares / (self.count - 1).clamp(min=1)).sqrt()
+        return (x - self.mean) / (deviation + 1e-7)
+
+
+class ResidualLayer(nn.Module):
+    """``z + max(0, scale_m ⊙ (U V z + b) + shift_m)`` for mode m; with U = 0 at the start it is the identity.
+
+    The kink is a clamp, whose gradient at 0 is 1: with a ReLU there the zero start would never be left.
+    """
+
+    def __init__(self, width: int, rank: int, modes: int, generator: torch.Generator) -> None:
+        super().__init__()
+        rank = min(rank, width)
+        self.up = nn.Parameter(torch.zeros(width, rank))
+        self.down = nn.Parameter(torch.randn(rank, width, generator=generator))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.scale = nn.Parameter(torch.ones(modes, width))
+        self.shift = nn.Parameter(torch.zeros(modes, width))
+
+    def forward(self, z: Float[Tensor, "tokens width"], mode: int) -> Float[Tensor, "tokens width"]:
+        mixed = (z @ self.down.mT) @ self.up.mT + self.bias
+        return z + (mixed * self.scale[mode] + self.shift[mode]).clamp(min=0)
+
+
+class FactorNetwork(nn.Module):
+    """Maps the gradient factors of the weights of one shape; a *mode* is one of those weights."""
+
+    def __init__(self, d_in: int, d_out: int, modes: int, layers: int, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.split = (d_in, d_out)
+        self.norm_in, self.norm_out = RunningNorm(d_in), RunningNorm(d_out)
+        width = d_in + d_out
+        self.layers = nn.ModuleList([ResidualLayer(width, rank, modes, generator) for _ in range(layers)])
+
+    def forward(
+        self, u: Float[Tensor, "tokens d_in"], delta: Float[Tensor, "tokens d_out"], mode: int
+    ) -> tuple[Float[Tensor, "tokens d_in"], Float[Tensor, "tokens d_out"]]:
+        if self.training:
+            self.norm_in.update(u)
+            self.norm_out.update(delta)
+        z = torch.cat([self.norm_in(u), self.norm_out(delta)], -1)
+        for layer in self.layers:
+            z = layer(z, mode)
+        new_u, new_delta = z.split(self.split, -1)
+        return new_u, new_delta
+
+
+class MEND(nn.Module):
+    """The editor.
+
+    Args:
+        lm: the model whose weights' shapes the networks are built for.
+        sites: names of the edited linear maps; those of one shape share a network.
+        layers: residual layers in a network (the paper's IDMLP has two).
+        rank: rank of ``U V`` in a layer, at most the network's width.
+        lr: learning rate of the networks.
+        step_size: where each ``lr_W`` starts.
+        step_size_lr: ``lr_W``'s own learning rate, used with ``step_size_training: corrected``.
+        step_size_training: ``corrected`` trains ``lr_W`` at ``step_size_lr``; ``faithful`` at ``lr``, which is what the
+            InstructEdit release does whatever its config says.
+        seed: seed of the networks' initial weights.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        sites: Sequence[str],
+        layers: int = 2,
+        rank: int = 1920,
+        lr: float = 1e-6,
+        step_size: float = 1e-4,
+        step_size_lr: float = 1e-4,
+        step_size_training: str = "corrected",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        modules = lm.sites(sites)
+        self.sites = tuple(modules)
+        self.lr = lr
+        self.step_size_lr = step_size_lr if step_size_training == "corrected" else lr
+        shapes = {name: tuple(weight(module).shape) for name, module in modules.items()}
+        sharing = {shape: [name for name in modules if shapes[name] == shape] for shape in shapes.values()}
+        self.network_of = {name: (f"{s[0]}x{s[1]}", sharing[s].index(name)) for name, s in shapes.items()}
+        generator = torch.Generator().manual_seed(seed)
+        self.networks = nn.ModuleDict(
+            {f"{s[0]}x{s[1]}": FactorNetwork(*s, len(names), layers, rank, generator) for s, names in sharing.items()}
+        )
+        self.step_sizes = nn.Parameter(torch.full((len(self.sites),), step_size))
+        self.to(lm.device)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [
+            {"params": list(self.networks.parameters()), "lr": self.lr},
+            {"params": [self.step_sizes], "lr": self.step_size_lr},
+        ]
+
+    def gradient_factors(
+        self, lm: LM, groups: Sequence[Sequence[EditRequest]]
+    ) -> dict[str, tuple[Float[Tensor, "slots rank d_in"], Float[Tensor, "slots rank d_out"], Bool[Tensor, "slots rank"]]]:
+        """For each site ``u``, ``delta`` and which tokens are real: those where both are non-zero.
+
+        The loss is the mean NLL of each slot's target tokens, so a slot's factors do not depend on its neighbours.
+        """
+        sites = lm.sites(self.sites)
+        with torch.enable_grad(), traced(sites) as trace:
+            batch, owner = edit_batch(lm, groups, lm.block_of(self.sites))
+            loss = nll_by_slot(lm.logits(batch), batch, owner, len(groups)).sum()
+            factors = trace.factors(loss)
+        return {site: by_slot(u, delta, owner, len(groups)) for site, (u, delta) in factors.items()}
+
+    def edit(self, lm: LM, groups: Sequence[Sequence[EditRequest]]) -> Edit:
+        rules = {}
+        for place, (site, (u, delta, real)) in enumerate(self.gradient_factors(lm, groups).items()):
+            name, mode = self.network_of[site]
+            new_u, new_delta = self.networks[name](u[real].to(self.step_sizes), delta[real].to(self.step_sizes), mode)
+            index = real.nonzero(as_tuple=True)
+            u = new_u.new_zeros(u.shape).index_put(index, new_u)
+            v = new_delta.new_zeros(delta.shape).index_put(index, new_delta * self.step_sizes[place])
+            rules[site] = LowRank(u, v)
+        return Edit(rules, len(groups))
+
+
+def by_slot(
+    u: Float[Tensor, "rows tokens d_in"], delta: Float[Tensor, "rows tokens d_out"], owner: Sequence[int], slots: int
+) -> tuple[Float[Tensor, "slots rank d_in"], Float[Tensor, "slots rank d_out"], Bool[Tensor, "slots rank"]]:
+    """Each slot's tokens with non-zero factors, in order, padded with zeros to the longest slot; and which are real."""
+    row, token = ((u != 0).any(-1) & (delta != 0).any(-1)).nonzero(as_tuple=True)
+    slot = torch.tensor(owner, device=u.device)[row]  # ascending, since rows of a slot stand together
+    count = torch.bincount(slot, minlength=slots)
+    place = torch.arange(len(slot), device=u.device) - (count.cumsum(0) - count)[slot]
+    rank = int(count.max())
+    real = torch.arange(rank, device=u.device) < count[:, None]
+    return (
+        u.new_zeros(slots, rank, u.shape[-1]).index_put((slot, place), u[row, token]),
+        delta.new_zeros(slots, rank, delta.shape[-1]).index_put((slot, place), delta[row, token]),
+        real,
+    )

@@ -1,0 +1,313 @@
+"""An edit as a value held beside the model: for each site, a rule that turns its input and output into a new output.
+
+A *site* is a linear map inside the model. An edit has *slots*: each slot is one edited model. ``applied`` runs the model
+under an edit for as long as the context lasts; ``owner`` says which slot each row of the batch runs under (-1: the base
+model). Nothing is written to the model, so undoing is leaving the context, exact to the bit.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Protocol, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from editkit.errors import UsageError
+
+
+class Rule(Protocol):
+    """What an edit does at one site, for all its slots. Tensors have one leading entry for each slot."""
+
+    def __call__(
+        self, x: Float[Tensor, "slots tokens d_in"], y: Float[Tensor, "slots tokens d_out"]
+    ) -> Float[Tensor, "slots tokens d_out"]:
+        """The site's new output, from its input ``x`` and its output ``y``."""
+        ...
+
+    def __add__(self, other: Self) -> Self:
+        """Both rules at once, slot by slot."""
+        ...
+
+    def __getitem__(self, slots: Int[Tensor, " chosen"]) -> Self: ...
+
+    @classmethod
+    def join(cls, rules: Sequence[Self]) -> Self:
+        """The slots of all ``rules``, one after another."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the constructor takes, by name: this is what is saved."""
+        ...
+
+    def update(self, slot: int) -> Float[Tensor, "d_in d_out"]:
+        """The change of the weight matrix ``W`` in ``y = x W`` that has the same effect."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """``y + (x uᵀ) v``: the weight changes by ``uᵀ v``. What MEND, InstructEdit and KE return; exports as LoRA."""
+
+    u: Float[Tensor, "slots rank d_in"]
+    v: Float[Tensor, "slots rank d_out"]
+
+    def __call__(
+        self, x: Float[Tensor, "slots tokens d_in"], y: Float[Tensor, "slots tokens d_out"]
+    ) -> Float[Tensor, "slots tokens d_out"]:
+        return y + ((x.to(self.u.dtype) @ self.u.mT) @ self.v).to(y.dtype)
+
+    def __add__(self, other: "LowRank") -> "LowRank":
+        return LowRank(torch.cat([self.u, other.u], 1), torch.cat([self.v, other.v], 1))
+
+    def __getitem__(self, slots: Int[Tensor, " chosen"]) -> "LowRank":
+        return LowRank(self.u[slots], self.v[slots])
+
+    @classmethod
+    def join(cls, rules: Sequence["LowRank"]) -> "LowRank":
+        rank = max(rule.u.shape[1] for rule in rules)
+
+        def padded(factor: Tensor) -> Tensor:
+            return nn.functional.pad(factor, (0, 0, 0, rank - factor.shape[1]))
+
+        return cls(torch.cat([padded(r.u) for r in rules]), torch.cat([padded(r.v) for r in rules]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"u": self.u, "v": self.v}
+
+    def update(self, slot: int) -> Float[Tensor, "d_in d_out"]:
+        return self.u[slot].mT @ self.v[slot]
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """``y + x delta``: a full change of the weight matrix. What FT-L and FT-M return."""
+
+    delta: Float[Tensor, "slots d_in d_out"]
+
+    def __call__(
+        self, x: Float[Tensor, "slots tokens d_in"], y: Float[Tensor, "slots tokens d_out"]
+    ) -> Float[Tensor, "slots tokens d_out"]:
+        return y + (x.to(self.delta.dtype) @ self.delta).to(y.dtype)
+
+    def __add__(self, other: "Dense") -> "Dense":
+        return Dense(self.delta + other.delta)
+
+    def __getitem__(self, slots: Int[Tensor, " chosen"]) -> "Dense":
+        return Dense(self.delta[slots])
+
+    @classmethod
+    def join(cls, rules: Sequence["Dense"]) -> "Dense":
+        return cls(torch.cat([rule.delta for rule in rules]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"delta": self.delta}
+
+    def update(self, slot: int) -> Float[Tensor, "d_in d_out"]:
+        return self.delta[slot]
+
+
+KINDS: Mapping[str, type[LowRank] | type[Dense]] = {kind.__name__: kind for kind in (LowRank, Dense)}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Rules by site name, for ``slots`` edited models, and the regime that made them.
+
+    ``a + b`` is both edits in each slot (same number of slots), ``edit[indices]`` some of the slots,
+    ``Edit.join`` the slots of several edits one after another.
+    """
+
+    rules: Mapping[str, Rule]
+    slots: int
+    regime: str = "single"
+
+    def __add__(self, other: "Edit") -> "Edit":
+        if self.slots != other.slots:
+            raise ValueError(f"Edits of {self.slots} and {other.slots} slots cannot be added: they need the same number.")
+        both = {site: self.rules[site] + rule for site, rule in other.rules.items() if site in self.rules}
+        return Edit({**self.rules, **other.rules, **both}, self.slots, self.regime)
+
+    def __getitem__(self, slots: Int[Tensor, " chosen"]) -> "Edit":
+        return Edit({site: rule[slots] for site, rule in self.rules.items()}, len(slots), self.regime)
+
+    @classmethod
+    def join(cls, edits: Sequence["Edit"]) -> "Edit":
+        """The slots of ``edits``, which share their sites and kinds, one after another."""
+        first = edits[0]
+        if len(edits) == 1:
+            return first
+        rules = {site: type(rule).join([edit.rules[site] for edit in edits]) for site, rule in first.rules.items()}
+        return cls(rules, sum(edit.slots for edit in edits), first.regime)
+
+    def detach(self) -> "Edit":
+        """The same edit without its gradient graph."""
+        rules = {
+            site: type(rule)(**{name: tensor.detach() for name, tensor in rule.tensors().items()})
+            for site, rule in self.rules.items()
+        }
+        return Edit(rules, self.slots, self.regime)
+
+    def save(self, file: Path, **about: str) -> None:
+        """Write the edit as safetensors; ``about`` goes into its header beside the regime and the rules' kinds."""
+        kinds = {site: type(rule).__name__ for site, rule in self.rules.items()}
+        header = {"kinds": json.dumps(kinds), "slots": str(self.slots), "regime": self.regime, **about}
+        tensors = {f"{s}|{n}": t.detach().cpu().contiguous() for s, r in self.rules.items() for n, t in r.tensors().items()}
+        save_file(tensors, file, metadata=header)
+
+    @classmethod
+    def load(cls, file: Path) -> tuple["Edit", dict[str, str]]:
+        """The edit in ``file`` and its header; raises UsageError if it is not an edit."""
+        try:
+            with safe_open(file, "pt") as opened:
+                about = dict(opened.metadata() or {})
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            kinds = json.loads(about.pop("kinds"))
+        except (SafetensorError, OSError, KeyError) as error:
+            raise UsageError(f"{file} is not a saved edit ({error}): give a file that Edit.save wrote.") from error
+        rules = {
+            site: KINDS[kind](**{key.split("|")[1]: t for key, t in tensors.items() if key.split("|")[0] == site})
+            for site, kind in kinds.items()
+        }
+        return cls(rules, int(about.pop("slots")), about.pop("regime")), about
+
+
+@dataclass(frozen=True)
+class Seats:
+    """Where each row of a batch sits: rows that share a slot side by side, so that a rule is one batched product.
+
+    Attributes:
+        slots: the slots that own rows, ascending.
+        rows: for each of them its rows, padded with repeats of its first one.
+        real: which entries of ``rows`` are not padding.
+        whole: the batch already lies in this order without padding, so that seating it is a reshape.
+    """
+
+    slots: Int[Tensor, " active"]
+    rows: Int[Tensor, "active most"]
+    real: Bool[Tensor, "active most"]
+    whole: bool
+
+    @classmethod
+    def of(cls, owner: Sequence[int], device: torch.device) -> "Seats":
+        """The seats of rows owned as ``owner`` says; rows owned by -1 get none."""
+        by_slot: dict[int, list[int]] = {}
+        for row, slot in enumerate(owner):
+            if slot >= 0:
+                by_slot.setdefault(slot, []).append(row)
+        active = sorted(by_slot)
+        most = max((len(by_slot[slot]) for slot in active), default=0)
+        rows = [by_slot[slot] + by_slot[slot][:1] * (most - len(by_slot[slot])) for slot in active]
+        real = [[place < len(by_slot[slot]) for place in range(most)] for slot in active]
+        return cls(
+            torch.tensor(active, dtype=torch.long, device=device),
+            torch.tensor(rows, dtype=torch.long, device=device).view(len(active), most),
+            torch.tensor(real, dtype=torch.bool, device=device).view(len(active), most),
+            [row for seated in rows for row in seated] == list(range(len(owner))),
+        )
+
+    def together(self, x: Float[Tensor, "rows tokens d"]) -> Float[Tensor, "active seated d"]:
+        seated = x if self.whole else x[self.rows.flatten()]
+        return seated.reshape(len(self.slots), -1, x.shape[-1])
+
+    def apart(
+        self, seated: Float[Tensor, "active seated d"], base: Float[Tensor, "rows tokens d"]
+    ) -> Float[Tensor, "rows tokens d"]:
+        """``base`` with the seated rows put back; rows without a seat keep their bits."""
+        if self.whole:
+            return seated.reshape(base.shape)
+        rows = seated.reshape(*self.rows.shape, *base.shape[1:])[self.real]
+        return base.index_copy(0, self.rows[self.real], rows)
+
+
+@contextmanager
+def applied(sites: Mapping[str, nn.Module], edit: Edit, owner: Sequence[int] | int) -> Iterator[None]:
+    """Inside, the model that ``sites`` belong to answers as edited.
+
+    Args:
+        sites: modules by site name, as ``LM.sites`` gives them.
+        edit: the rules.
+        owner: for each row of the batches run inside, its slot or -1; an int means every row, whatever their number.
+    """
+
+    seats_by_rows: dict[int, tuple[Seats, Mapping[str, Rule]]] = {}
+
+    def seated(rows: int, device: torch.device) -> tuple[Seats, Mapping[str, Rule]]:
+        if rows not in seats_by_rows:
+            owners = [owner] * rows if isinstance(owner, int) else list(owner)
+            if len(owners) != rows:
+                raise ValueError(f"A batch of {rows} rows under an owner list of {len(owners)}: give one slot for each row.")
+            if owners and max(owners) >= edit.slots:
+                raise ValueError(f"Slot {max(owners)} is not in an edit of {edit.slots} slots.")
+            seats = Seats.of(owners, device)
+            everyone = len(seats.slots) == edit.slots
+            rules = edit.rules if everyone else {site: rule[seats.slots] for site, rule in edit.rules.items()}
+            seats_by_rows[rows] = seats, rules
+        return seats_by_rows[rows]
+
+    def hook_for(site: str):
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            x = inputs[0]
+            seats, rules = seated(len(x), x.device)
+            if not len(seats.slots):
+                return y
+            return seats.apart(rules[site](seats.together(x), seats.together(y)), y)
+
+        return hook
+
+    handles = [sites[site].register_forward_hook(hook_for(site)) for site in edit.rules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Trace:
+    """The input of each traced site, and, after ``factors``, the gradient of a loss at its output."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+
+    def factors(self, loss: Float[Tensor, ""]) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each site ``(u, delta)``, shaped (rows, tokens, d_in) and (rows, tokens, d_out).
+
+        ``uᵀ delta``, summed over a row's tokens, is that row's share of dL/dW, from one backward pass for all rows.
+        Neither carries a graph.
+        """
+        deltas = torch.autograd.grad(loss, list(self.outputs.values()))
+        return {site: (self.inputs[site], delta) for site, delta in zip(self.outputs, deltas, strict=True)}
+
+
+@contextmanager
+def traced(sites: Mapping[str, nn.Module]) -> Iterator[Trace]:
+    """Inside, one forward pass records what each of ``sites`` reads and writes."""
+    trace = Trace()
+
+    def hook_for(site: str):
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            if not y.requires_grad:
+                y = y.detach().requires_grad_()
+            trace.inputs[site], trace.outputs[site] = inputs[0].detach(), y
+            return y
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_for(site)) for site, module in sites.items()]
+    try:
+        yield trace
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def added(edits: Sequence[Edit]) -> Edit:
+    """All ``edits`` in the same slots, added up from left to right."""
+    return reduce(lambda total, edit: total + edit, edits)

@@ -1,0 +1,155 @@
+"""The protocol of published tables: prompt and answer in one forward pass, scored at the answer's positions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from editkit.edits import Edit, applied
+from editkit.evaluation.records import Question, Record, questions
+from editkit.lm import LM, Text, chunks
+from editkit.requests import EditRequest
+
+PROTOCOL = "teacher_forced"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What base and edited model make of one text's answer.
+
+    ``base`` and ``edited`` are the predicted tokens; ``kl`` is KL(base ‖ edited) in nats and ``log_prob`` the answer's
+    log-probability under the edited model, ``base_log_prob`` under the base, each a mean over the answer's tokens.
+    """
+
+    base: tuple[int, ...]
+    edited: tuple[int, ...]
+    kl: float
+    log_prob: float
+    base_log_prob: float
+
+
+@torch.no_grad()
+def outcomes(lm: LM, edit: Edit, rows: Sequence[tuple[int, Text]], at_once: int) -> list[Outcome]:
+    """The outcome of each (slot, text), in order. Texts of similar length run together, ``at_once`` of them."""
+    names = list(edit.rules)
+    start, sites = lm.block_of(names), lm.sites(names)
+    by_length = sorted(range(len(rows)), key=lambda index: (len(rows[index][1].ids), rows[index][0]))
+    found: list[Outcome | None] = [None] * len(rows)
+    for chunk in chunks(by_length, at_once):
+        chunk = sorted(chunk, key=lambda index: rows[index][0])  # rows of a slot side by side
+        texts = [rows[index][1] for index in chunk]
+        base = lm.head(torch.cat(lm.base(texts, start)))
+        batch = lm.batch(texts, start)
+        with applied(sites, edit, [rows[index][0] for index in chunk]):
+            edited = lm.logits(batch)
+        base, edited = base.to(edited.dtype).log_softmax(-1), edited.log_softmax(-1)
+        kl = (base.exp() * (base - edited)).sum(-1)
+        said = [logits.gather(-1, batch.labels[:, None])[:, 0] for logits in (edited, base)]
+        lengths = [len(text.answer) for text in texts]
+        columns = [base.argmax(-1), edited.argmax(-1), kl, *said]
+        for index, parts in zip(chunk, zip(*(column.split(lengths) for column in columns), strict=True), strict=True):
+            found[index] = _outcome(*parts)
+    return [outcome for outcome in found if outcome is not None]
+
+
+def _outcome(base: Tensor, edited: Tensor, kl: Float[Tensor, " answer"], log_prob: Tensor, base_prob: Tensor) -> Outcome:
+    means = (float(x.mean()) for x in (kl, log_prob, base_prob))
+    return Outcome(tuple(base.tolist()), tuple(edited.tolist()), *means)
+
+
+@dataclass(frozen=True)
+class TeacherForced:
+    """Scores edits by their answers' tokens.
+
+    - reliability, generalization, portability: share of the answer's tokens predicted, and ``exact``: all of them.
+      With several aliases the best one counts.
+    - locality: share of positions where base and edited model predict the same token, under the probe's canonical
+      answer, and ``kl``: KL(base ‖ edited) there, in nats.
+    - edit_success (records with opinions): σ(ℓ⁺ - ℓ⁻) · min(1, exp(ℓ⁺ - ℓ⁺_base)), ℓ the mean token log-probability of
+      the answers with the wanted and the other sentiment (MEND's measure for ConvSent).
+    - target_known: whether the base model gave the whole target before the edit.
+
+    Attributes:
+        rows: texts that run at once.
+    """
+
+    rows: int = 256
+
+    def score(self, lm: LM, edit: Edit, groups: Sequence[Sequence[EditRequest]]) -> list[Record]:
+        asked = questions(groups)
+        rows = [
+            (q.slot, lm.text(q.prompt, answer))
+            for q in asked
+            for answer in (q.answers[:1] if q.measure == "locality" else q.answers)
+        ]
+        opinions = [(slot, r, r.opinions) for slot, group in enumerate(groups) for r in group if r.opinions is not None]
+        spoken = [(s, lm.text(r.instruction + r.prompt, a)) for s, r, o in opinions for a in (*o.wanted, *o.other)]
+        every = iter(zip(rows + spoken, outcomes(lm, edit, rows + spoken, self.rows), strict=True))
+        records = []
+        for question in asked:
+            aliases = 1 if question.measure == "locality" else len(question.answers)
+            records += self._records(lm, question, [next(every) for _ in range(aliases)])
+        for _, request, both in opinions:
+            wanted = [next(every)[1] for _ in both.wanted]
+            other = [next(every)[1] for _ in both.other]
+            records.append(self._success(request, wanted, other))
+        return records
+
+    def _records(self, lm: LM, question: Question, asked: list[tuple[tuple[int, Text], Outcome]]) -> list[Record]:
+        if question.measure == "locality":
+            (_, text), seen = asked[0]
+            scores = {"": _share(seen.base, seen.edited), "kl": seen.kl}
+            return [self._record(lm, question, question.answers[0], seen, scores)]
+        shares = [_share(text.answer, seen.edited) for (_, text), seen in asked]
+        best = shares.index(max(shares))
+        (_, text), seen = asked[best]
+        scores = {"": shares[best], "exact": float(text.answer == seen.edited)}
+        records = [self._record(lm, question, question.answers[best], seen, scores)]
+        if question.measure == "reliability" and question.asked != "instructed":
+            known = {"": float(text.answer == seen.base)}
+            records.append(self._record(lm, question, question.answers[best], seen, known, "target_known"))
+        return records
+
+    def _record(
+        self, lm: LM, question: Question, answer: str, seen: Outcome, scores: dict[str, float], measure: str = ""
+    ) -> Record:
+        return Record(
+            request=question.request.id,
+            task=question.request.task,
+            protocol=PROTOCOL,
+            measure=measure or question.measure,
+            asked="same" if measure else question.asked,
+            category=question.category,
+            prompt=question.prompt,
+            answer=answer,
+            base=lm.string(seen.base),
+            edited=lm.string(seen.edited),
+            scores=scores,
+        )
+
+    def _success(self, request: EditRequest, wanted: Sequence[Outcome], other: Sequence[Outcome]) -> Record:
+        def mean(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float64).mean()
+
+        up, down = mean([o.log_prob for o in wanted]), mean([o.log_prob for o in other])
+        before = mean([o.base_log_prob for o in wanted])
+        value = torch.sigmoid(up - down) * torch.exp((up - before).clamp(max=0))
+        return Record(
+            request=request.id,
+            task=request.task,
+            protocol=PROTOCOL,
+            measure="edit_success",
+            asked="same",
+            category=request.label,
+            prompt=request.instruction + request.prompt,
+            answer=request.target,
+            base=f"log-probability {float(before):.3f}",
+            edited=f"wanted {float(up):.3f}, other {float(down):.3f}",
+            scores={"": float(value)},
+        )
+
+
+def _share(wanted: Sequence[int], given: Sequence[int]) -> float:
+    return sum(a == b for a, b in zip(wanted, given, strict=True)) / len(wanted)

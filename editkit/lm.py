@@ -1,0 +1,418 @@
+"""A language model as editors see it: texts in, hidden states or logits out, and sites to edit.
+
+The only place that knows how a family stores its weights and where its blocks are; the latter is said in the model's
+YAML. The blocks below the first edited one (the *trunk*) give the same hidden states before and after any edit, so each
+text runs through them once and only the blocks from there on are run again.
+"""
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from editkit.errors import UsageError
+
+T = TypeVar("T")
+ANCHOR = "a"  # answers are tokenised behind it, so that every tokenizer family gives them their leading space
+
+
+class Text(NamedTuple):
+    """A prompt and the answer it is scored on, as token ids joined at a boundary that never merges."""
+
+    ids: tuple[int, ...]
+    prompt: int
+    """how many of ``ids`` belong to the prompt; the answer is the rest"""
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        return self.ids[self.prompt :]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts ready for the blocks from ``start`` on, padded on the right (a causal model never looks there).
+
+    ``row`` and ``position`` say where each answer token is predicted: one entry for each answer token, texts in order.
+    """
+
+    start: int
+    hidden: Float[Tensor, "rows tokens d"]
+    row: Int[Tensor, " scored"]
+    position: Int[Tensor, " scored"]
+    labels: Int[Tensor, " scored"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of a model's parts: the list of its blocks, the norm behind the last one, the head."""
+
+    blocks: str
+    norm: str
+    head: str
+
+
+class Trunk:
+    """Hidden states under block ``start``, computed once for each text and kept as rows of growing chunks."""
+
+    def __init__(self) -> None:
+        self.where: dict[tuple[int, ...], int] = {}
+        self.states: Tensor | None = None
+
+    def add(self, texts: Sequence[tuple[int, ...]], states: Sequence[Tensor]) -> None:
+        offset = 0 if self.states is None else len(self.states)
+        for ids in texts:
+            self.where[ids] = offset
+            offset += len(ids)
+        old = [] if self.states is None else [self.states]
+        self.states = torch.cat([*old, *states])
+
+
+class LM:
+    """A causal language model, its tokenizer and its layout; never changed by anything in editkit.
+
+    Args:
+        model: a transformers causal LM; it is put in eval mode and its weights are frozen.
+        tokenizer: its tokenizer.
+        layout: where its blocks, norm and head are.
+        name: what tables and logs call it.
+        rows: how many texts run through the trunk at once.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str, rows: int = 64) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.layout = layout
+        self.name = name
+        self.rows = rows
+        self.blocks, self.norm, self.head = (find(model, part) for part in (layout.blocks, layout.norm, layout.head))
+        self._trunks: dict[int, Trunk] = {}
+        self._calls: dict[tuple[int, int], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        self._tokens: dict[str, tuple[int, ...]] = {}
+        self._base: dict[Text, Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    # -- sites ---------------------------------------------------------------------------------------------------
+
+    def sites(self, names: Sequence[str]) -> dict[str, nn.Module]:
+        """The modules of ``names`` by full name; raises UsageError unless each is a linear map inside a block.
+
+        A name is a full one, or ``block.module``: ``-1.mlp.down_proj`` is in the last block, ``0.mlp.down_proj`` in
+        the first.
+        """
+        return {name: linear(self.model, name) for name in full_names(self.model, self.layout, names)}
+
+    def block_of(self, sites: Iterable[str]) -> int:
+        """The index of the first block that holds one of ``sites`` (full names)."""
+        return min(int(name.removeprefix(f"{self.layout.blocks}.").split(".")[0]) for name in sites)
+
+    # -- texts ---------------------------------------------------------------------------------------------------
+
+    def text(self, prompt: str, answer: str) -> Text:
+        """``prompt`` (with the tokenizer's own special tokens) joined with ``" " + answer``."""
+        before, after = self._ids(prompt), self._ids(f"{ANCHOR} {answer}")[len(self._ids(ANCHOR)) :]
+        return Text(before + after, len(before))
+
+    def _ids(self, string: str) -> tuple[int, ...]:
+        if string not in self._tokens:
+            self._tokens[string] = tuple(self.tokenizer(string)["input_ids"])
+        return self._tokens[string]
+
+    def string(self, tokens: Sequence[int]) -> str:
+        """``tokens`` as text, special ones left out, stripped."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
+
+    @torch.no_grad()
+    def write(self, prompts: Sequence[str], tokens: int, stop: bool) -> list[str]:
+        """What the model writes behind each prompt, greedily: at most ``tokens`` tokens.
+
+        With ``stop`` it ends at its end token or a newline, without it goes on to the last token. Runs the whole model
+        with its key-value cache, padded on the left; inside ``applied``, as edited.
+        """
+        from transformers import GenerationConfig
+
+        ids = [self._ids(prompt) for prompt in prompts]
+        longest = max(map(len, ids))
+        padding = [longest - len(row) for row in ids]
+        end = self.tokenizer.eos_token_id
+        config = GenerationConfig(
+            max_new_tokens=tokens,
+            min_new_tokens=None if stop else tokens,
+            do_sample=False,
+            eos_token_id=[end, *self._newlines] if stop else end,
+            pad_token_id=end,
+        )
+        padded = torch.tensor([[end] * pad + list(row) for pad, row in zip(padding, ids, strict=True)])
+        mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding])
+        written = self.model.generate(
+            padded.to(self.device), attention_mask=mask.to(self.device), generation_config=config
+        )
+        return self.tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
+
+    @cached_property
+    def _newlines(self) -> list[int]:
+        """Tokens that hold a newline."""
+        strings = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
+        return [token for token, string in enumerate(strings) if "\n" in string]
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def batch(self, texts: Sequence[Text], start: int, shift: int = 0) -> Batch:
+        """``texts`` with their hidden states under block ``start``, from the trunk's store.
+
+        ``shift`` moves the scored positions (and their labels) that many tokens to the right, within the text.
+        """
+        trunk = self._filled([text.ids for text in texts], start)
+        assert trunk.states is not None
+        longest = max(len(text.ids) for text in texts)
+        offset = torch.tensor([trunk.where[text.ids] for text in texts])
+        last = torch.tensor([len(text.ids) - 1 for text in texts])
+        index = offset[:, None] + torch.minimum(torch.arange(longest), last[:, None])
+        places = [
+            (row, position)
+            for row, text in enumerate(texts)
+            for position in range(text.prompt - 1 + shift, len(text.ids) - 1 + shift)
+        ]
+        row, position = torch.tensor(places).T
+        labels = torch.tensor([token for text in texts for token in text.answer])
+        hidden = trunk.states[index.to(trunk.states.device)]
+        return Batch(start, hidden, row.to(self.device), position.to(self.device), labels.to(self.device))
+
+    def states(self, batch: Batch) -> Float[Tensor, "scored d"]:
+        """What the head reads at the scored positions."""
+        hidden = batch.hidden
+        for block, (args, kwargs) in zip(self.blocks[batch.start :], self._recorded(batch), strict=True):
+            out = block(hidden, *args, **kwargs)
+            hidden = out[0] if isinstance(out, tuple) else out
+        return self.norm(hidden[batch.row, batch.position])
+
+    def logits(self, batch: Batch) -> Float[Tensor, "scored vocabulary"]:
+        """Logits for the answers' tokens, in fp32 unless the model is wider."""
+        logits = self.head(self.states(batch))
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    @torch.no_grad()
+    def base(self, texts: Sequence[Text], start: int) -> list[Float[Tensor, "answer d"]]:
+        """What the head of the *unedited* model reads at each text's answer; computed once for each text.
+
+        Call it outside ``applied``. ``lm.head`` turns a row into logits, so that only d numbers a token are kept.
+        """
+        missing = sorted({text for text in texts if text not in self._base}, key=lambda text: len(text.ids))
+        for chunk in chunks(missing, self.rows):
+            states = self.states(self.batch(chunk, start))
+            self._base.update(zip(chunk, states.split([len(text.answer) for text in chunk]), strict=True))
+        return [self._base[text] for text in texts]
+
+    @torch.no_grad()
+    def _filled(self, wanted: Sequence[tuple[int, ...]], start: int) -> Trunk:
+        trunk = self._trunks.setdefault(start, Trunk())
+        missing = sorted({ids for ids in wanted if ids not in trunk.where}, key=len)
+        found = []
+        for chunk in chunks(missing, self.rows):
+            padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in chunk], batch_first=True)
+            (hidden, *_), _ = self._intercepted(padded, [start])[0]
+            found += [row[: len(ids)] for row, ids in zip(hidden, chunk, strict=True)]
+        if missing:
+            trunk.add(missing, found)
+        return trunk
+
+    @torch.no_grad()
+    def _recorded(self, batch: Batch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """How the model calls its blocks from ``start`` on for texts of this length, hidden states left out.
+
+        With padding on the right nothing in these calls depends on the texts, so they are recorded on one row.
+        """
+        key = (batch.start, batch.hidden.shape[1])
+        if key not in self._calls:
+            row = torch.zeros(1, key[1], dtype=torch.long)
+            calls = self._intercepted(row, range(batch.start, len(self.blocks)))
+            self._calls[key] = [(args[1:], kwargs) for args, kwargs in calls]
+        return self._calls[key]
+
+    def _intercepted(self, ids: Tensor, blocks: Sequence[int]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """The calls that the model makes of ``blocks`` (ascending) when it reads ``ids``; it stops at the last one."""
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not args:
+                args, kwargs = (kwargs["hidden_states"],), {k: v for k, v in kwargs.items() if k != "hidden_states"}
+            calls.append((args, kwargs))
+            if len(calls) == len(blocks):
+                raise _Stop
+
+        handles = [self.blocks[b].register_forward_pre_hook(record, with_kwargs=True) for b in blocks]
+        try:
+            self.model(input_ids=ids.to(self.device), use_cache=False)
+        except _Stop:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return calls
+
+    # -- identity ------------------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """A short name of these very weights: every tensor's name, shape and up to 64 of its numbers, hashed."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            stride = max(1, tensor.numel() // 64)
+            digest.update(tensor.flatten()[::stride].float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class _Stop(Exception):
+    """Raised by a hook to end a forward pass whose rest is not needed."""
+
+
+def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """``items`` in runs of ``size``, the last one shorter."""
+    return [items[begin : begin + size] for begin in range(0, len(items), size)]
+
+
+def find(model: nn.Module, name: str) -> Any:
+    """The module called ``name``; raises UsageError if there is none."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise UsageError(
+            f"No module {name!r} in {type(model).__name__}: set model.layout and model.sites to names from named_modules()."
+        ) from None
+
+
+def linear(model: nn.Module, name: str) -> nn.Module:
+    """The linear map called ``name``; raises UsageError if it is something else."""
+    module = find(model, name)
+    if not isinstance(module, nn.Linear | Conv1D):
+        raise UsageError(f"Site {name!r} is a {type(module).__name__}, but must be a linear map: set model.sites to one.")
+    return module
+
+
+def full_names(model: nn.Module, layout: Layout, names: Sequence[str]) -> list[str]:
+    """``names`` with their blocks counted from the first and spelled out; raises UsageError for one in no block."""
+    depth = len(find(model, layout.blocks))
+    found = []
+    for name in names:
+        block, _, module = name.removeprefix(f"{layout.blocks}.").partition(".")
+        if not block.lstrip("-").isdigit() or not -depth <= int(block) < depth:
+            raise UsageError(
+                f"Site {name!r} is in none of the {depth} blocks of {layout.blocks}: set model.sites to block.module, "
+                f"such as -1.{module or 'mlp.down_proj'}."
+            )
+        found.append(f"{layout.blocks}.{int(block) % depth}.{module}")
+    return found
+
+
+def weight(module: nn.Module) -> Float[Tensor, "d_in d_out"]:
+    """A site's ``W`` in ``y = x W``. GPT-2's Conv1D stores it so; ``nn.Linear`` stores the transpose."""
+    return module.weight.mT if isinstance(module, nn.Linear) else module.weight
+
+
+def load(
+    path: str,
+    layout: Mapping[str, str],
+    sites: Mapping[str, str | Sequence[str]],
+    name: str | None = None,
+    weights: str = "pretrained",
+    dtype: str = "float32",
+    device: str = "cpu",
+    rows: int = 64,
+    seed: int = 0,
+) -> LM:
+    """The model at ``path``: a folder, a Hub id, or ``bundled``.
+
+    Args:
+        path: where config, tokenizer and weights are.
+        layout: fields of ``Layout``.
+        sites: names of linear maps by role (see ``LM.sites``), one or several; each is looked for in the model's shape
+            before its weights are read.
+        name: what tables call it; by default the last part of ``path``.
+        weights: ``pretrained``, or ``random`` for the shape alone (drawn by ``seed``).
+        dtype: torch's name for the weights' type.
+        device: where it lives, e.g. ``cpu`` or ``cuda``.
+        rows: texts that run through the trunk at once.
+
+    Raises:
+        UsageError: nothing at ``path``, no network to fetch it, or a part or site that the model does not have.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    _quiet()
+    source = _source(path)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"No model can be loaded from {path!r} ({reason}): set model.path to its folder.") from error
+    with torch.device("meta"):
+        shape = AutoModelForCausalLM.from_config(config)
+    for part in layout.values():
+        find(shape, part)
+    for role in sites.values():
+        names = [role] if isinstance(role, str) else role
+        for site in full_names(shape, Layout(**layout), names):
+            linear(shape, site)
+    if weights == "random":
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    elif weights == "pretrained":
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+    else:
+        raise UsageError(f"model.weights is {weights!r}, but must be pretrained or random.")
+    return LM(model.to(device), tokenizer, Layout(**layout), name or Path(path).name, rows)
+
+
+def _quiet() -> None:
+    from transformers import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _source(path: str) -> str:
+    """A folder transformers can read: ``path`` itself, the bundled model, or the Hub's copy of ``path``."""
+    if path == "bundled":
+        return str(files("editkit.bundled") / "model")
+    if Path(path).is_dir():
+        return path
+    if path.count("/") > 1 or path.startswith((".", "/", "~")):
+        raise UsageError(f"model.path is {path!r}, but there is no such folder: give a model's folder or its Hub id.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    try:
+        return snapshot_download(path, allow_patterns=wanted, local_files_only=True)
+    except LocalEntryNotFoundError:
+        if not hub_reachable():
+            raise UsageError(
+                f"model.path is {path!r}, which is neither a folder nor in the local Hub cache, and the Hub cannot be "
+                "reached: give a folder, or go online once."
+            ) from None
+        return snapshot_download(path, allow_patterns=wanted)
+
+
+def hub_reachable(seconds: float = 2.0) -> bool:
+    """Whether the Hugging Face Hub answers; never asks when ``HF_HUB_OFFLINE`` is set."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        return False
+    try:
+        socket.create_connection(("huggingface.co", 443), seconds).close()
+    except OSError:
+        return False
+    return True

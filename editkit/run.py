@@ -1,0 +1,151 @@
+"""One run: compose → load → train → edit → score → log. The one place that makes objects of configurations."""
+
+import json
+import logging
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from editkit import __version__
+from editkit.configs import instantiate
+from editkit.editors import Editor, Instructed, Trainable
+from editkit.errors import UsageError
+from editkit.evaluation import VERSION, Evaluator
+from editkit.evaluation.records import Record
+from editkit.evaluation.summary import Row, interval, summarise
+from editkit.lm import LM
+from editkit.requests import EditRequest
+from editkit.tasks import Splits
+from editkit.tracking import Log, RunFolder, replace
+from editkit.training import Trainer, pretrained, step_of
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: DictConfig) -> None:
+    """Run ``config`` in its folder; the data are read and checked before the model is loaded.
+
+    Raises:
+        UsageError: something in the configuration, the data or the model cannot be used.
+    """
+    text = OmegaConf.to_yaml(config, resolve=True)
+    with RunFolder(config.run.dir, text, resume=bool(config.run.resume)) as folder:
+        splits = instantiate(config.tasks).load(config.seed)
+        tracker, trainer, regime, evaluator = (
+            instantiate(config[part]) for part in ("tracker", "trainer", "regime", "evaluator")
+        )
+        lm = instantiate(OmegaConf.masked_copy(config.model, [key for key in config.model if key != "tuned"]))
+        write_inputs(folder, lm, splits)
+        done = {row["editor"] for row in folder.results()}
+        editors = {config.run.editor: config.editor, **config.baselines}
+        for name, settings in editors.items():
+            if name in done:
+                continue
+            logger.info("%s: begins", name)
+            about = OmegaConf.to_container(config, resolve=True)
+            with tracker.follow(folder, name, config.run.title, about) as log:
+                editor = instantiate(settings, lm=lm)
+                if isinstance(editor, Trainable):
+                    prepare(lm, editor, trainer, splits, folder, log, name, config.run.editors_from)
+                rows, records = test(lm, editor, regime, evaluator, splits.test, name, config.seed)
+                log.finish([asdict(row) for row in rows], records)
+
+
+def prepare(
+    lm: LM,
+    editor: Trainable,
+    trainer: Trainer,
+    splits: Splits,
+    folder: RunFolder,
+    log: Log,
+    name: str,
+    editors_from: str | None,
+) -> None:
+    """Train ``editor``, going on from this run's checkpoint if there is one, or take it from another run's folder."""
+    if editors_from is not None:
+        file = Path(editors_from) / "checkpoints" / name / "best.safetensors"
+        if not file.is_file():
+            raise UsageError(f"run.editors_from is {editors_from!r}, but {file} is not there: name a run that trained {name}.")
+        pretrained(editor, file, lm)
+        return
+    if not splits.train:
+        raise UsageError(f"tasks.train is empty, but {name} learns: name a task to train on, or set run.editors_from.")
+    own = folder.checkpoints / name
+    folder.rewind(name, step_of(own))
+    state = trainer.fit(lm, editor, told(editor, splits.train), told(editor, splits.valid), own, log.log, name)
+    logger.info("%s: %d steps, best at %d (loss %.4f)", name, state.step, state.best_step, state.best_loss)
+
+
+def told(editor: object, requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """``requests`` as ``editor`` reads them: with an instruction, if it is one that does."""
+    return [editor.instruct(request) for request in requests] if isinstance(editor, Instructed) else list(requests)
+
+
+def test(
+    lm: LM,
+    editor: Editor,
+    regime: Any,
+    evaluator: Evaluator,
+    requests: Sequence[EditRequest],
+    name: str,
+    seed: int,
+) -> tuple[list[Row], list[Record]]:
+    """Edit every request under the regime, score what comes out, and sum it up."""
+    rows: list[Row] = []
+    records: list[Record] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        shown = bar.add_task(f"{name}: edit and score", total=len(requests))
+        for task in dict.fromkeys(request.task for request in requests):
+            wanted = told(editor, [request for request in requests if request.task == task])
+            found: list[Record] = []
+            seconds: list[float] = []
+            edits = 0
+            began = time.perf_counter()
+            for edit, groups in regime(editor, lm, wanted):
+                size = sum(map(len, groups))
+                seconds.append((time.perf_counter() - began) / size)
+                edits += size
+                found += evaluator.score(lm, edit, groups)
+                bar.advance(shown, size)
+                began = time.perf_counter()
+            rows += summarise(found, name, regime.name, seed, evaluator.resamples)
+            rows += cost(seconds, edits, name, task, regime.name, seed)
+            records += found
+    return rows, records
+
+
+def cost(seconds: Sequence[float], edits: int, name: str, task: str, regime: str, seed: int) -> list[Row]:
+    """Wall time an edit, and the peak memory of the process (GPU: of its device) so far, as rows of ``results.csv``."""
+    mean, low, high = interval(np.array(seconds)[:, None], 1000, seed)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident()
+    peak /= 2**20
+    return [
+        Row(name, task, regime, "cost", "seconds_per_edit", mean, low, high, edits, seed),
+        Row(name, task, regime, "cost", "peak_memory_mib", peak, peak, peak, edits, seed),
+    ]
+
+
+def resident() -> int:
+    """The most memory this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def write_inputs(folder: RunFolder, lm: LM, splits: Splits) -> None:
+    """Say in ``inputs.json`` which model, data and protocols the results are of."""
+    inputs: Mapping[str, Any] = {
+        "editkit": __version__,
+        "protocols": VERSION,
+        "model": {"name": lm.name, "fingerprint": lm.fingerprint()},
+        "data": {"sha256": splits.sha256, "counts": splits.counts},
+        "requests": {"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)},
+    }
+    replace(folder.path / "inputs.json", json.dumps(inputs, indent=1, default=dict) + "\n")

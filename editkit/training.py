@@ -1,0 +1,344 @@
+"""The meta-training loop: many different edits a step, validation, early stop, checkpoints, exact resume.
+
+It knows no editor by name: an editor that is ``Trainable`` makes an edit with gradients, the objective says how good the
+edited model is, and the optimiser moves the editor's parameters. Everything random is drawn anew from (seed, step), so
+that a resumed run needs no random state and gives bit for bit the uninterrupted result on a CPU.
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from editkit.edits import Edit, applied
+from editkit.editors import Trainable
+from editkit.errors import UsageError
+from editkit.lm import LM, Text
+from editkit.requests import EditRequest, Probe
+
+Log = Callable[[Mapping[str, float], int], None]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How good edits are, as a loss: ``edit_weight`` · NLL of the targets + ``locality_weight`` · KL(base ‖ edited).
+
+    Attributes:
+        outer: what is asked for the NLL: ``edit`` (the edit prompt, the InstructEdit release), ``rephrase`` (one of its
+            rephrases, MEND; the edit prompt where a record has none) or ``both``.
+        asked: how it is asked: ``instructed`` (as the paper does), ``bare`` (as a user does) or ``both``.
+            Editors without instructions see no difference.
+        edit_weight: weight of the NLL (nats a target token).
+        locality_weight: weight of the KL (nats a position).
+        locality_probes: drawn from each request's own locality probes, at most so many.
+        distant_probes: drawn from what *other* requests of the step are about (their edit prompts and locality probes).
+        locality_instruction: put the instruction before a request's own locality probes as well.
+        locality_positions: ``corrected`` takes the KL where the answer's tokens are predicted; ``faithful`` one position
+            later, as the InstructEdit release does.
+    """
+
+    outer: str = "both"
+    asked: str = "both"
+    edit_weight: float = 0.1
+    locality_weight: float = 1.0
+    locality_probes: int = 1
+    distant_probes: int = 1
+    locality_instruction: bool = False
+    locality_positions: str = "corrected"
+
+    def __post_init__(self) -> None:
+        _check("outer", self.outer, ("edit", "rephrase", "both"))
+        _check("asked", self.asked, ("instructed", "bare", "both"))
+        _check("locality_positions", self.locality_positions, ("corrected", "faithful"))
+
+    def __call__(
+        self, lm: LM, edit: Edit, requests: Sequence[EditRequest], draw: random.Random
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Losses and shares for ``edit``, whose slot i holds ``requests[i]``; ``loss`` carries the gradient.
+
+        ``nll`` and ``kl`` are means over texts of means over tokens; ``reliability`` and ``locality`` are shares of
+        tokens: target tokens predicted, and positions where base and edited model predict the same.
+        """
+        outer = [(slot, text) for slot, request in enumerate(requests) for text in self._asked(lm, request, draw)]
+        local = [(slot, text) for slot in range(len(requests)) for text in self._kept(lm, slot, requests, draw)]
+        start = lm.block_of(edit.rules)
+        sites = lm.sites(list(edit.rules))
+        shift = int(self.locality_positions == "faithful")
+
+        def edited(rows: Sequence[tuple[int, Text]], shift: int) -> tuple[Tensor, Tensor, Tensor]:
+            batch = lm.batch([text for _, text in rows], start, shift)
+            with applied(sites, edit, [slot for slot, _ in rows]):
+                logits = lm.logits(batch)
+            share = 1 / torch.bincount(batch.row)[batch.row] / len(rows)  # a mean of means
+            return logits, batch.labels, share
+
+        logits, labels, share = edited(outer, 0)
+        nll = (torch.nn.functional.cross_entropy(logits, labels, reduction="none") * share).sum()
+        reliability = ((logits.argmax(-1) == labels) * share).sum()
+        kl, locality = nll.new_zeros(()), nll.new_ones(())
+        if local:
+            logits, _, share = edited(local, shift)
+            with torch.no_grad():
+                texts = [text for _, text in local]
+                base = lm.logits(lm.batch(texts, start, shift)) if shift else lm.head(torch.cat(lm.base(texts, start)))
+            kl = ((base.log_softmax(-1).exp() * (base.log_softmax(-1) - logits.log_softmax(-1))).sum(-1) * share).sum()
+            locality = ((logits.argmax(-1) == base.argmax(-1)) * share).sum()
+        loss = self.edit_weight * nll + self.locality_weight * kl
+        return {"loss": loss, "nll": nll, "kl": kl, "reliability": reliability, "locality": locality}
+
+    def _asked(self, lm: LM, request: EditRequest, draw: random.Random) -> list[Text]:
+        rephrase = draw.choice(request.rephrases) if request.rephrases else request.prompt
+        prompts = {"edit": [request.prompt], "rephrase": [rephrase], "both": [request.prompt, rephrase]}[self.outer]
+        before = {"instructed": [request.instruction], "bare": [""], "both": [request.instruction, ""]}[self.asked]
+        asked = dict.fromkeys(instruction + prompt for instruction in before for prompt in prompts)
+        return [lm.text(prompt, request.target) for prompt in asked]
+
+    def _kept(self, lm: LM, slot: int, requests: Sequence[EditRequest], draw: random.Random) -> list[Text]:
+        instruction = requests[slot].instruction if self.locality_instruction else ""
+        own = [probe for probes in requests[slot].locality.values() for probe in probes]
+        kept = [(instruction, probe) for probe in draw.sample(own, min(self.locality_probes, len(own)))]
+        others = [other for other in requests if other.subject != requests[slot].subject]
+        for other in draw.sample(others, min(self.distant_probes, len(others))):
+            away = [Probe(other.prompt, (other.truth or other.target,))]
+            away += [probe for probes in other.locality.values() for probe in probes]
+            kept.append(("", draw.choice(away)))
+        return [lm.text(before + probe.prompt, probe.answers[0]) for before, probe in kept]
+
+
+def _check(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{key} is {value!r}, but must be one of {', '.join(allowed)}.")
+
+
+@dataclass
+class Progressed:
+    """Where training stands; saved with every checkpoint."""
+
+    step: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    validations_since_best: int = 0
+    stopped_early: bool = False
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains an editor on requests.
+
+    Attributes:
+        objective: what is minimised.
+        steps: optimiser steps, at most.
+        batch: different edits a step.
+        micro_batch: edits that run at once (less memory, the same gradient); null: all of them.
+        grad_clip: bound on the gradient's L2 norm.
+        warmup: steps over which the learning rates rise linearly.
+        decay: share of the learning rates left at the last step (cosine); 1 keeps them constant.
+        validate_every: steps between validations, each with a checkpoint; the last step always validates.
+        patience: validations without a better loss before training stops; null: never.
+        seed: of the order of edits and of what is asked.
+        progress: show a bar.
+    """
+
+    objective: Objective
+    steps: int
+    batch: int
+    micro_batch: int | None = None
+    grad_clip: float = 100.0
+    warmup: int = 0
+    decay: float = 1.0
+    validate_every: int = 100
+    patience: int | None = None
+    seed: int = 0
+    progress: bool = True
+
+    def fit(
+        self,
+        lm: LM,
+        editor: Trainable,
+        train: Sequence[EditRequest],
+        valid: Sequence[EditRequest],
+        folder: Path,
+        log: Log,
+        name: str = "editor",
+    ) -> Progressed:
+        """Train ``editor`` in place and leave it with its best weights (lowest validation loss).
+
+        Checkpoints ``last.safetensors`` (with the optimiser's state) and ``best.safetensors`` go to ``folder``; if
+        ``last`` is there already, training goes on from it. ``log`` gets curves by step.
+        """
+        groups = editor.parameter_groups()
+        optimizer = torch.optim.Adam(groups)
+        rates = [group["lr"] for group in groups]
+        last, best = folder / "last.safetensors", folder / "best.safetensors"
+        state = self._restore(last, lm, editor, optimizer) if last.exists() else Progressed()
+        finished = state.step >= self.steps or state.stopped_early
+        with self._bar(name) as bar:
+            task = bar.add_task(name, total=self.steps, completed=state.step, seen="")
+            began, first = time.perf_counter(), state.step
+            while not finished:
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * self._rate(state.step)
+                seen = self._step(lm, editor, optimizer, train, state.step)
+                state.step += 1
+                speed = (state.step - first) * self.batch / (time.perf_counter() - began)
+                bar.update(task, completed=state.step, seen=_seen(seen, speed))
+                log({f"train/{key}": value for key, value in seen.items()} | {"train/edits_per_s": speed}, state.step)
+                finished = state.step == self.steps
+                if finished or state.step % self.validate_every == 0:
+                    scores = self.validate(lm, editor, valid)
+                    log({f"valid/{key}": value for key, value in scores.items()}, state.step)
+                    state.validations_since_best += 1
+                    if scores["loss"] < state.best_loss:
+                        state.best_loss, state.best_step, state.validations_since_best = scores["loss"], state.step, 0
+                        save(best, lm, editor.state_dict(), asdict(state))
+                    state.stopped_early = state.validations_since_best == self.patience
+                    finished = finished or state.stopped_early
+                    save(last, lm, editor.state_dict() | _flat(optimizer), asdict(state))
+        if best.exists():
+            editor.load_state_dict(restore(best, lm)[0])
+        editor.train(False)
+        return state
+
+    @torch.no_grad()
+    def validate(self, lm: LM, editor: Trainable, valid: Sequence[EditRequest]) -> dict[str, float]:
+        """The objective's losses and shares on ``valid``, asked the same way at every validation."""
+        editor.train(False)
+        size = self.micro_batch or self.batch
+        total: dict[str, float] = {}
+        for begin in range(0, len(valid), size):
+            chunk = valid[begin : begin + size]
+            edit = editor.edit(lm, [[request] for request in chunk])
+            for key, value in self.objective(lm, edit, chunk, random.Random(f"valid/{self.seed}/{begin}")).items():
+                total[key] = total.get(key, 0.0) + float(value) * len(chunk) / len(valid)
+        return total
+
+    def _step(
+        self, lm: LM, editor: Trainable, optimizer: torch.optim.Optimizer, train: Sequence[EditRequest], step: int
+    ) -> dict[str, float]:
+        editor.train(True)
+        requests = [train[index] for index in batch_indices(len(train), self.batch, self.seed, step)]
+        draw = random.Random(f"{self.seed}/{step}")
+        size = self.micro_batch or self.batch
+        seen: dict[str, Tensor] = {}
+        optimizer.zero_grad()
+        for begin in range(0, self.batch, size):
+            chunk = requests[begin : begin + size]
+            edit = editor.edit(lm, [[request] for request in chunk])
+            scores = self.objective(lm, edit, chunk, draw)
+            (scores["loss"] * (len(chunk) / self.batch)).backward()
+            for key, value in scores.items():
+                seen[key] = seen.get(key, torch.zeros(())) + value.detach().cpu() * (len(chunk) / self.batch)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip, error_if_nonfinite=True)
+        optimizer.step()
+        return {key: float(value) for key, value in seen.items()} | {"grad_norm": float(norm)}
+
+    def _rate(self, step: int) -> float:
+        """The share of the learning rates at ``step`` (from 0)."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.decay + (1 - self.decay) * (1 + math.cos(math.pi * done)) / 2
+
+    def _restore(self, file: Path, lm: LM, editor: Trainable, optimizer: torch.optim.Optimizer) -> Progressed:
+        tensors, about = restore(file, lm)
+        _load_flat(optimizer, tensors)
+        load_weights(editor, {key: tensor for key, tensor in tensors.items() if not key.startswith(OPTIMIZER)}, file)
+        return Progressed(**about)
+
+    def _bar(self, name: str) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[seen]}"))
+        return Progress(*columns, TimeRemainingColumn(), disable=not self.progress)
+
+
+def batch_indices(records: int, batch: int, seed: int, step: int) -> list[int]:
+    """The records of step ``step``: epochs are seeded shuffles laid end to end, and a step takes the next ``batch``."""
+    wanted = range(step * batch, (step + 1) * batch)
+    epochs: dict[int, list[int]] = {}
+    for epoch in {index // records for index in wanted}:
+        epochs[epoch] = list(range(records))
+        random.Random(f"{seed}/epoch {epoch}").shuffle(epochs[epoch])
+    return [epochs[index // records][index % records] for index in wanted]
+
+
+def _seen(scores: Mapping[str, float], speed: float) -> str:
+    shown = " ".join(f"{key} {scores[key]:.3f}" for key in ("loss", "reliability", "locality"))
+    return f"{shown} {speed:.0f} edits/s"
+
+
+OPTIMIZER = "optimizer|"
+
+
+def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{OPTIMIZER}{index}|{key}": t for index, entry in state.items() for key, t in entry.items()}
+
+
+def _load_flat(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(OPTIMIZER):
+            _, index, entry = key.split("|")
+            state.setdefault(int(index), {})[entry] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def save(file: Path, lm: LM, tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> None:
+    """Write a checkpoint beside its final name and move it there, so that ``file`` is always whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    header = {"model": lm.fingerprint(), "state": json.dumps(about)}
+    partial = file.with_suffix(".partial")
+    save_file({key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}, partial, header)
+    partial.replace(file)
+
+
+def restore(file: Path, lm: LM) -> tuple[dict[str, Tensor], dict]:
+    """A checkpoint's tensors and what was said about it; raises UsageError if it was made for another model."""
+    try:
+        with safe_open(file, "pt") as opened:
+            header = opened.metadata() or {}
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        about = json.loads(header["state"])
+    except (SafetensorError, OSError, KeyError) as error:
+        raise UsageError(f"{file} is not an editor's checkpoint ({error}): name one that a run wrote.") from error
+    if header["model"] != lm.fingerprint():
+        raise UsageError(
+            f"{file} was trained for another model (fingerprint {header['model']}, this one is {lm.fingerprint()}): "
+            "use the model it was trained for."
+        )
+    return tensors, about
+
+
+def step_of(folder: Path) -> int:
+    """The step of the last checkpoint in ``folder``; 0 if there is none."""
+    file = folder / "last.safetensors"
+    if not file.exists():
+        return 0
+    with safe_open(file, "pt") as opened:
+        return json.loads(opened.metadata()["state"])["step"]
+
+
+def load_weights(editor: Trainable, tensors: dict[str, Tensor], file: Path) -> None:
+    """Put a checkpoint's weights into ``editor``; raises UsageError if its shape is another one's."""
+    try:
+        editor.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UsageError(f"{file} does not fit this editor ({reason}): use the sites and sizes it was trained with.") from error
+
+
+def pretrained(editor: Trainable, file: Path, lm: LM) -> None:
+    """Load a trained editor's weights from ``file``."""
+    tensors, _ = restore(file, lm)
+    load_weights(editor, {key: tensor for key, tensor in tensors.items() if not key.startswith(OPTIMIZER)}, file)
+    editor.train(False)
