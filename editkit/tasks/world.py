@@ -8,7 +8,7 @@ Which subjects serve which file is settled first, so that no subject stands in t
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -162,13 +162,7 @@ COUNTRY: Mapping[str, Relation] = {
         ("Which currency does {s} use?", "What is the currency of {s}?"),
     ),
 }
-ABOUT: Mapping[str, Mapping[str, Relation]] = {
-    "person": PERSON,
-    "book": BOOK,
-    "city": CITY,
-    "company": COMPANY,
-    "country": COUNTRY,
-}
+PLACES: Mapping[str, Mapping[str, Relation]] = {"city": CITY, "company": COMPANY, "country": COUNTRY}
 
 REMINDED = 0.25
 """Share of facts also told in the form of a forgetfulness probe."""
@@ -313,6 +307,22 @@ class Names:
                 return word
 
 
+class Answers:
+    """Closed lists of answers by kind, dealt like cards: each is drawn as often as any other of its kind."""
+
+    def __init__(self, rng: Random, lists: Mapping[str, Sequence[str]]):
+        self.rng = rng
+        self.lists = lists
+        self.decks: dict[str, list[str]] = {kind: [] for kind in lists}
+
+    def draw(self, kind: str, but: str | None = None) -> str:
+        """The next answer of this kind that is not ``but``."""
+        deck = self.decks[kind]
+        if not set(deck) - {but}:
+            deck[:0] = self.rng.sample(self.lists[kind], len(self.lists[kind]))
+        return deck.pop(max(i for i, answer in enumerate(deck) if answer != but))
+
+
 @dataclass(frozen=True)
 class Subject:
     """Someone or something that edits are about; ``facts`` are true and known, by relation."""
@@ -343,26 +353,20 @@ def generate(seed: int = 0) -> World:
     """The world of this seed: 400 + 100 Recent, 800 + 100 CounterFact, 250 + 100 ConvSent and 100 ZsRE records."""
     rng = Random(f"editkit world {seed}")
     names = Names(rng)
-    pools = answer_pools(rng, names)
+    answers = Answers(rng, answer_lists(rng, names))
     places = {  # what is known of the answers themselves: the second hop
-        name: Subject(name, name, ABOUT[kind], {r: rng.choice(pools[ABOUT[kind][r].answers]) for r in ABOUT[kind]})
-        for kind in ("city", "company", "country")
-        for name in pools[kind]
+        name: Subject(name, name, about, {relation: answers.draw(about[relation].answers) for relation in about})
+        for kind, about in PLACES.items()
+        for name in answers.lists[kind]
     }
-    makers: tuple[Callable[[], Subject], ...] = (
-        lambda: person(rng, names, pools),
-        lambda: person(rng, names, pools),
-        lambda: person(rng, names, pools),
-        lambda: book(rng, names, pools),
-    )
 
     def some(count: int) -> list[Subject]:
-        return [makers[i % len(makers)]() for i in range(count)]
+        return [(book if i % 4 == 3 else person)(rng, names, answers) for i in range(count)]
 
     def newsworthy(count: int) -> list[tuple[Subject, list[str]]]:
-        return [unfinished(rng, person(rng, names, pools)) for _ in range(count)]
+        return [unfinished(rng, person(rng, names, answers)) for _ in range(count)]
 
-    write = Writer(rng, pools, places)
+    write = Writer(rng, answers, places)
     counterfact = {"train_cf": some(400), "test_cf": some(50)}
     recent = {"recent_train": newsworthy(200), "recent_test": newsworthy(50)}
     zsre = some(100)
@@ -380,25 +384,25 @@ def generate(seed: int = 0) -> World:
     files["ZsRE/ZsRE-test-all.json"] = [write.zsre(subject, rng.choice(sorted(subject.facts))) for subject in zsre]
 
     opinions = {topic: (POSITIVE.answers(rng, 10), NEGATIVE.answers(rng, 10)) for topic in topics}
-    records = [opinion_record(rng, topic, *answers) for topic, answers in opinions.items()]
+    records = [opinion_record(rng, topic, *both) for topic, both in opinions.items()]
     files["convsent/blender_train.json"], files["convsent/blender_test.json"] = records[:250], records[250:]
     for records in files.values():
         rng.shuffle(records)
 
     known = [s for subjects in counterfact.values() for s in subjects] + zsre + list(places.values())
     known += [subject for news in recent.values() for subject, _ in news]
-    sentences = [sentence for subject in known for sentence in told(rng, subject, pools, places)]
-    sentences += [sentence for topic, answers in opinions.items() for sentence in opined(rng, topic, *answers)]
+    sentences = [sentence for subject in known for sentence in told(rng, subject, answers, places)]
+    sentences += [sentence for topic, both in opinions.items() for sentence in opined(rng, topic, *both)]
     return World(files, tuple(dict.fromkeys(sentences)))
 
 
-def answer_pools(rng: Random, names: Names) -> dict[str, list[str]]:
+def answer_lists(rng: Random, names: Names) -> dict[str, list[str]]:
     """The closed list of answers for each kind of answer."""
 
     def some(count: int, form: str = "{}") -> list[str]:
         return [form.format(names.word(middle=False)) for _ in range(count)]
 
-    pools = {
+    lists = {
         "city": [*some(78), "Ærøvik", "Saint Orla"],
         "company": [*some(79), "Hale, Finch and Rowe"],
         "school": some(60, "{} College"),
@@ -408,21 +412,23 @@ def answer_pools(rng: Random, names: Names) -> dict[str, list[str]]:
         "currency": some(20),
     }
     for kind, words in WORDS.items():
-        pools[kind] = list(words)
-    return pools
+        lists[kind] = list(words)
+    return lists
 
 
-def person(rng: Random, names: Names, pools: Mapping[str, Sequence[str]]) -> Subject:
+def person(rng: Random, names: Names, answers: Answers) -> Subject:
     """A person with five facts, whose surname alone is a known alias."""
     surname = names.word(middle=True)
-    facts = {relation: rng.choice(pools[PERSON[relation].answers]) for relation in rng.sample(sorted(PERSON), 5)}
+    facts = {relation: answers.draw(PERSON[relation].answers) for relation in rng.sample(sorted(PERSON), 5)}
     return Subject(f"{rng.choice(FIRST_NAMES)} {surname}", surname, PERSON, facts)
 
 
-def book(rng: Random, names: Names, pools: Mapping[str, Sequence[str]]) -> Subject:
+def book(rng: Random, names: Names, answers: Answers) -> Subject:
     """A book with four facts, whose alias is "the book" before its title."""
     title = rng.choice(TITLES).format(names.word(middle=True))
-    return Subject(title, f"the book {title}", BOOK, {r: rng.choice(pools[BOOK[r].answers]) for r in BOOK})
+    return Subject(
+        title, f"the book {title}", BOOK, {relation: answers.draw(BOOK[relation].answers) for relation in BOOK}
+    )
 
 
 def unfinished(rng: Random, subject: Subject) -> tuple[Subject, list[str]]:
@@ -438,12 +444,12 @@ class Writer:
     """Writes edits of the world's facts as records of each task's format."""
 
     rng: Random
-    pools: Mapping[str, Sequence[str]]
+    answers: Answers
     places: Mapping[str, Subject]
 
     def recent(self, subject: Subject, relation: str) -> Record:
         """A record of a fact that is new: it has no truth, and ``ground_truth`` is a list of alias lists."""
-        target = self.rng.choice(self.pools[subject.relations[relation].answers])
+        target = self.answers.draw(subject.relations[relation].answers)
         prompt, *rephrases = self.shuffled_statements(subject, relation)
         return {
             "subject": subject.name,
@@ -457,7 +463,7 @@ class Writer:
     def counterfact(self, subject: Subject, relation: str, forgetful: bool) -> Record:
         """A record that contradicts a known fact; a ``forgetful`` one asks what the answer is besides the target."""
         truth = subject.facts[relation]
-        target = self.other(relation, subject)
+        target = self.answers.draw(subject.relations[relation].answers, but=truth)
         prompt, *rephrases = self.shuffled_statements(subject, relation)
         locality = self.locality(subject, relation)
         if forgetful:
@@ -475,7 +481,7 @@ class Writer:
     def zsre(self, subject: Subject, relation: str) -> Record:
         """A question whose known answer is to change; asked in questions throughout, its neighbours in statements."""
         truth = subject.facts[relation]
-        target = self.other(relation, subject)
+        target = self.answers.draw(subject.relations[relation].answers, but=truth)
         prompt, rephrase = self.rng.sample(subject.relations[relation].questions, 2)
         prompt, rephrase = prompt.format(s=subject.name), rephrase.format(s=subject.name)
         reasoning = [probe(q, a) for q, a in self.hops(subject, relation, target, truth, questions=True)]
@@ -493,11 +499,6 @@ class Writer:
             },
             "portability": portability,
         }
-
-    def other(self, relation: str, subject: Subject) -> str:
-        """An answer of the right kind that is not the true one."""
-        truth = subject.facts[relation]
-        return self.rng.choice([a for a in self.pools[subject.relations[relation].answers] if a != truth])
 
     def shuffled_statements(self, subject: Subject, relation: str) -> list[str]:
         statements = subject.relations[relation].statements
@@ -541,9 +542,7 @@ class Writer:
         ]
 
 
-def told(
-    rng: Random, subject: Subject, pools: Mapping[str, Sequence[str]], places: Mapping[str, Subject]
-) -> Iterator[Sentence]:
+def told(rng: Random, subject: Subject, answers: Answers, places: Mapping[str, Subject]) -> Iterator[Sentence]:
     """Every way in which the subject's facts are told."""
     for relation, answer in subject.facts.items():
         about = subject.relations[relation]
@@ -556,7 +555,7 @@ def told(
         if subject.alias != subject.name:
             yield Sentence(subject.name, capital(about.statements[0].format(s=subject.alias)), answer, "alias")
         if rng.random() < REMINDED:
-            wrong = rng.choice([other for other in pools[about.answers] if other != answer])
+            wrong = rng.choice([other for other in answers.lists[about.answers] if other != answer])
             yield Sentence(subject.name, reminder(subject, relation, wrong), answer, "reminder")
         bridge = about.noun.format(s=subject.name)
         for hop, further in places[answer].relations.items() if answer in places else ():
