@@ -66,9 +66,8 @@ class Instructions:
                 one of its slots.
         """
         if request.task not in self.tasks:
-            raise UsageError(
-                f"descriptions {self.source}: no task '{request.task}', only {', '.join(self.tasks)}; describe it there."
-            )
+            known = ", ".join(self.tasks)
+            raise UsageError(f"descriptions {self.source}: no task '{request.task}', only {known}; describe it there.")
         task = self.tasks[request.task]
         *seen, unseen = task.descriptions
         if which == "seen":

@@ -133,6 +133,8 @@ class Mix:
         for key, names in named.items():
             if isinstance(names, str) or not set(names) <= set(self.sources):
                 raise UsageError(f"tasks.{key}={names}: names of tasks are needed, out of {', '.join(self.sources)}.")
+        if self.weights is not None and not isinstance(self.weights, Mapping):
+            raise UsageError(f"tasks.weights={self.weights}: a number by task is needed, such as {{convsent: 2}}.")
         for name, weight in (self.weights or {}).items():
             if not isinstance(weight, float | int) or weight <= 0:
                 raise UsageError(f"tasks.weights.{name}={weight}: a number above 0 is needed, or no {name} in train.")

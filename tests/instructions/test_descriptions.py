@@ -9,6 +9,7 @@ from editkit.errors import UsageError
 from editkit.instructions import Instructions
 from editkit.requests import EditRequest
 
+SHIPPED = Instructions()
 TASKS = ("recent", "counterfact", "convsent", "zsre")
 
 
@@ -17,7 +18,7 @@ def request(task: str = "recent", number: int = 0, **details: str) -> EditReques
 
 
 def given(task: str, **options) -> str:
-    edit = Instructions().give(request(task, label="positive"), 0, **options)
+    edit = SHIPPED.give(request(task, label="positive"), 0, **options)
     return edit.instruction + edit.prompt
 
 
@@ -30,16 +31,16 @@ def test_an_instruction_is_three_lines_that_end_in_the_prompt(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_ten_descriptions_come_with_each_task_of_which_nine_are_seen(task):
-    descriptions = Instructions().tasks[task].descriptions
+    descriptions = SHIPPED.tasks[task].descriptions
     assert len(set(descriptions)) == 10
     instructions = [given(task, which=number) for number in range(10)]
-    drawn = {Instructions().give(request(task, number, label="positive"), 0).instruction for number in range(200)}
+    drawn = {SHIPPED.give(request(task, number, label="positive"), 0).instruction for number in range(200)}
     assert {text + "The home of Ada is" for text in drawn} == set(instructions[:9])
     assert given(task, which="unseen") == instructions[9]
 
 
 def test_the_draw_depends_on_seed_and_record_only():
-    one, other = Instructions(), Instructions()
+    one, other = SHIPPED, Instructions()
     edits = [request(number=number) for number in range(30)]
     first = [one.give(edit, 0).instruction for edit in edits]
     assert first == [other.give(edit, 0).instruction for edit in reversed(edits)][::-1]
@@ -48,7 +49,7 @@ def test_the_draw_depends_on_seed_and_record_only():
 
 def test_nothing_but_the_instruction_changes():
     edit = request(truth="Oslo")
-    told = Instructions().give(edit, 0)
+    told = SHIPPED.give(edit, 0)
     assert told.instruction and told == EditRequest(**{**vars(edit), "instruction": told.instruction})
 
 
@@ -111,8 +112,8 @@ def test_a_file_that_is_not_of_the_form_is_refused(tmp_path):
 
 def test_a_request_that_cannot_be_told_is_refused():
     with pytest.raises(UsageError, match="no task 'other'"):
-        Instructions().give(request("other"), 0)
+        SHIPPED.give(request("other"), 0)
     with pytest.raises(UsageError, match=r"nothing to put for \[LABEL\]"):
-        Instructions().give(request("convsent"), 0)
+        SHIPPED.give(request("convsent"), 0)
     with pytest.raises(UsageError, match="from 0 to 9"):
-        Instructions().give(request(), 0, which=10)
+        SHIPPED.give(request(), 0, which=10)

@@ -136,6 +136,7 @@ def test_the_first_pattern_that_fits_is_read(root):
     [
         ({"train": ["c"]}, "tasks.train=.*'c'.*out of a, b"),
         ({"train": "a"}, "tasks.train=a"),
+        ({"weights": 2}, "tasks.weights=2"),
         ({"weights": {"c": 1}}, "tasks.weights"),
         ({"weights": {"a": 0}}, "tasks.weights.a=0"),
         ({"train_limit": 0}, "tasks.train_limit=0"),
