@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,8 +128,11 @@ def check_resumable(folder: str, words: Sequence[str]) -> None:
 def check_writable(folder: Path) -> None:
     """Raises a UsageError unless ``folder`` can be made, or written to where it is already there."""
     there = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"Cannot write to '{there}': set run.dir to a folder that can be made or written to")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UsageError(f"Cannot write to '{there}' ({error.strerror}): set run.dir to another folder") from error
 
 
 def launch(words: Sequence[str], multirun: bool) -> None:
@@ -146,8 +150,6 @@ def launch(words: Sequence[str], multirun: bool) -> None:
         hydra.main("pkg://editkit.conf", "config", version_base="1.3")(job)()
     except HydraException as error:
         raise UsageError(configs.sentence(error)) from error
-    except OSError as error:
-        raise UsageError(unwritable(error)) from error if error.errno in UNWRITABLE else error
 
 
 def job(config: "DictConfig") -> None:
@@ -201,23 +203,23 @@ def show_results(folder: Path) -> None:
     """Prints the comparison and says where everything lies."""
     from rich.console import Console
 
-    from editkit.reporting import table
+    from editkit.reporting import results, table
 
     console = Console()
-    console.print(table.comparison(table.read([folder])))
+    console.print(table.comparison(results.read([folder])))
     console.print(table.places(folder))
 
 
 def report_command(options: argparse.Namespace) -> None:
-    from editkit.reporting import table
+    from editkit.reporting import results, table
 
-    rows = table.read(options.folders)
+    scores = results.read(options.folders)
     if options.format == "table":
         from rich.console import Console
 
-        Console().print(table.comparison(rows, options.all))
+        Console().print(table.comparison(scores, options.all))
     else:
-        print(table.text(rows, options.format, options.all), end="")
+        print(table.text(scores, options.format, options.all), end="")
 
 
 def show_data(options: argparse.Namespace) -> None:

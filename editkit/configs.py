@@ -154,7 +154,7 @@ def composed(choices: Iterable[str]) -> DictConfig:
 
 
 def with_values(config: DictConfig, overrides: Sequence[Override], groups: Sequence[str]) -> DictConfig:
-    """``config`` with single keys changed, each to a value of the right type; ``groups`` help to guess a mistyped one."""
+    """``config`` with single keys changed, each to a value of the right type; ``groups``: names to guess from."""
     OmegaConf.set_struct(config, False)
     defaults = OmegaConf.to_container(config)
     for override in overrides:
