@@ -112,6 +112,7 @@ class Mix:
                 raise UsageError(
                     f"tasks.valid_share={self.valid_share} leaves {name} no training record of {len(pool)}: lower it."
                 )
+            counts[f"{name}/train"]["subject_in_valid_dropped"] = len(pool) - len(held[name]) - len(rest)
             train[name] = _draw(rest, _limit(self.train_limit, name), f"{seed}/{name}/train")
 
         return Splits(

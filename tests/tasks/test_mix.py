@@ -57,6 +57,8 @@ def test_validation_shares_no_subject_with_training_in_any_task(root):
     assert splits.valid and splits.train
     assert not subjects(splits.valid) & subjects(splits.train)
     assert Counter(request.task for request in splits.valid) == {"a": 18, "b": 8}
+    dropped = sum(counts.get("subject_in_valid_dropped", 0) for counts in splits.counts.values())
+    assert len(splits.train) + len(splits.valid) + dropped == 60 + 25
 
 
 def test_validation_is_cut_from_training_files_only_and_bounded(root):
@@ -102,7 +104,7 @@ def test_probes_are_bounded_by_category_and_the_rest_counted(root):
 
 
 def test_what_was_read_is_counted_and_hashed(root):
-    splits = mix(root).load(0)
+    splits = mix(root, valid_share=0).load(0)
     assert splits.counts["a/train"] == {"portability_empty": 60, "records": 60}
     content = (root / "deep" / "b_test.json").read_bytes()
     assert splits.sha256["b/b_test.json"] == hashlib.sha256(content).hexdigest()
