@@ -112,16 +112,16 @@ def run_command(options: argparse.Namespace) -> None:
         print(OmegaConf.to_yaml(config), end="")
         return
     if config.run.resume:
-        check_resumable(config.run.resume, options.settings)
+        check_resumable(Path(config.run.resume), options.settings)
     check_writable(Path(config.run.dir))
     launch(words, options.multirun)
 
 
-def check_resumable(folder: str, words: Sequence[str]) -> None:
+def check_resumable(folder: Path, words: Sequence[str]) -> None:
     others = [word for word in words if not word.startswith("run.resume=")]
     if others:
         raise UsageError(f"run.resume goes on with the settings in {folder}/config.yaml: leave out {' '.join(others)}")
-    if not (Path(folder) / "config.yaml").is_file():
+    if not (folder / "config.yaml").is_file():
         raise UsageError(f"run.resume is '{folder}', but that is no run's folder: it has no config.yaml")
 
 
@@ -161,9 +161,11 @@ def job(config: "DictConfig") -> None:
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     if config.run.resume:
-        resume = config.run.resume
-        config = OmegaConf.load(folder / "config.yaml")  # type: ignore[assignment]
-        config.run.resume = resume
+        config = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), {"run": {"resume": str(folder)}})
+    else:
+        chosen = settings.runtime.choices
+        config.run.editor = config.run.editor or chosen.editor
+        config.run.title = config.run.title or f"{chosen.tasks} · {chosen.model} · seed {config.seed}"
     config.run.dir = str(folder)
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, on_sigterm) if in_main_thread else None

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Fields(Protocol):
-    """Any dataclass of words, numbers and mappings: a row of ``results.csv``, or a record behind it."""
+    """Any dataclass of words, numbers and mappings: a record of one question and its answers."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -117,7 +117,7 @@ class RunFolder:
         with writing(path):
             replace(path, "".join(kept))
 
-    def add(self, editor: str, results: Iterable[Fields], records: Iterable[Fields]) -> None:
+    def add(self, editor: str, results: Iterable[Mapping[str, Any]], records: Iterable[Fields]) -> None:
         """Adds one editor's rows of ``results.csv`` and lines of ``records.jsonl.gz``, in place of any it had."""
         path = self.path / "records.jsonl.gz"
         lines = [line for line in unzipped(path) if json.loads(line)["editor"] != editor]
@@ -158,7 +158,7 @@ class Log(Protocol):
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Takes one point of each curve."""
 
-    def finish(self, results: Sequence[Fields], records: Sequence[Fields]) -> None:
+    def finish(self, results: Sequence[Mapping[str, Any]], records: Sequence[Fields]) -> None:
         """Takes the editor's rows of ``results.csv`` and the records behind them."""
 
 
@@ -181,7 +181,7 @@ class FolderLog:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._folder.log(metrics, step, self._editor)
 
-    def finish(self, results: Sequence[Fields], records: Sequence[Fields]) -> None:
+    def finish(self, results: Sequence[Mapping[str, Any]], records: Sequence[Fields]) -> None:
         self._folder.add(self._editor, results, records)
 
 
@@ -286,12 +286,11 @@ class WandbLog:
         self._own.log(metrics, step)
         self._run.log(dict(metrics), step=step)
 
-    def finish(self, results: Sequence[Fields], records: Sequence[Fields]) -> None:
+    def finish(self, results: Sequence[Mapping[str, Any]], records: Sequence[Fields]) -> None:
         import wandb
 
         self._own.finish(results, records)
-        rows = [dataclasses.asdict(row) for row in results]
-        self._run.summary.update({f"{row['task']}/{row['protocol']}/{row['metric']}": row["mean"] for row in rows})
+        self._run.summary.update({f"{row['task']}/{row['protocol']}/{row['metric']}": row["mean"] for row in results})
         if not records or not self._table_rows:
             return
         stride = math.ceil(len(records) / self._table_rows)
@@ -336,9 +335,9 @@ def unzipped(path: Path) -> list[str]:
     return gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True) if path.exists() else []
 
 
-def rounded(row: Fields) -> dict[str, Any]:
+def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with six decimals: far below any interval's width."""
-    return {k: round(v, 6) if isinstance(v, float) else v for k, v in dataclasses.asdict(row).items()}
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
 
 
 @contextmanager

@@ -54,7 +54,8 @@ class Run:
         return dict(flat({k: v for k, v in self.config.items() if k not in WITHIN_A_TABLE}))
 
     def editor_config(self, editor: str) -> dict[str, Any]:
-        return dict(flat((self.config.get("baselines") or {}).get(editor) or self.config.get("editor") or {}))
+        baselines = self.config.get("baselines") or {}
+        return dict(flat(baselines.get(editor) or self.config.get("editor") or {}))
 
     def trained_on(self) -> Sequence[str] | None:
         tasks = self.config.get("tasks")
@@ -125,9 +126,9 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
+    """Dotted keys and their values, seeds left out: they are what is averaged over."""
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
-        else:
+        elif key != "seed":
             yield f"{prefix}{key}", value
