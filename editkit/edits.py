@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from editkit.errors import UsageError
 
 
+@runtime_checkable
 class Rule(Protocol):
     """What an edit does at one site, for all its slots. Tensors have one leading entry for each slot."""
 
@@ -31,14 +32,14 @@ class Rule(Protocol):
         """The site's new output, from its input ``x`` and its output ``y``."""
         ...
 
-    def __add__(self, other: Self) -> Self:
-        """Both rules at once, slot by slot."""
+    def __add__(self, other: Any) -> "Rule":
+        """Both rules, of one kind, at once: slot by slot."""
         ...
 
-    def __getitem__(self, slots: Int[Tensor, " chosen"]) -> Self: ...
+    def __getitem__(self, slots: Int[Tensor, " chosen"]) -> "Rule": ...
 
     @classmethod
-    def join(cls, rules: Sequence[Self]) -> Self:
+    def join(cls, rules: Sequence[Any]) -> "Rule":
         """The slots of all ``rules``, one after another."""
         ...
 

@@ -96,7 +96,7 @@ class LM:
         self.rows = rows
         self.blocks, self.norm, self.head = (find(model, part) for part in (layout.blocks, layout.norm, layout.head))
         self._trunks: dict[int, Trunk] = {}
-        self._calls: dict[tuple[int, int], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        self._calls: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._tokens: dict[str, tuple[int, ...]] = {}
         self._base: dict[Text, Tensor] = {}
 
@@ -193,7 +193,8 @@ class LM:
     def states(self, batch: Batch) -> Float[Tensor, "scored d"]:
         """What the head reads at the scored positions."""
         hidden = batch.hidden
-        for block, (args, kwargs) in zip(self.blocks[batch.start :], self._recorded(batch), strict=True):
+        args, kwargs = self._call(batch)
+        for block in self.blocks[batch.start :]:
             out = block(hidden, *args, **kwargs)
             hidden = out[0] if isinstance(out, tuple) else out
         return self.norm(hidden[batch.row, batch.position])
@@ -222,45 +223,43 @@ class LM:
         found = []
         for chunk in chunks(missing, self.rows):
             padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in chunk], batch_first=True)
-            (hidden, *_), _ = self._intercepted(padded, [start])[0]
+            hidden, _, _ = self._intercepted(padded, start)
             found += [row[: len(ids)] for row, ids in zip(hidden, chunk, strict=True)]
         if missing:
             trunk.add(missing, found)
         return trunk
 
-    @torch.no_grad()
-    def _recorded(self, batch: Batch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """How the model calls its blocks from ``start`` on for texts of this length, hidden states left out.
+    def _call(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """How the model calls its blocks on texts of this length, hidden states left out.
 
-        With padding on the right nothing in these calls depends on the texts, so they are recorded on one row.
+        With padding on the right nothing in the call depends on the texts, so it is recorded on one row; and a family
+        whose blocks are all of one kind calls them all alike.
         """
         key = (batch.start, batch.hidden.shape[1])
         if key not in self._calls:
-            row = torch.zeros(1, key[1], dtype=torch.long)
-            calls = self._intercepted(row, range(batch.start, len(self.blocks)))
-            self._calls[key] = [(args[1:], kwargs) for args, kwargs in calls]
+            _, args, kwargs = self._intercepted(torch.zeros(1, key[1], dtype=torch.long), batch.start)
+            self._calls[key] = args, kwargs
         return self._calls[key]
 
-    def _intercepted(self, ids: Tensor, blocks: Sequence[int]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        """The calls that the model makes of ``blocks`` (ascending) when it reads ``ids``; it stops at the last one."""
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    @torch.no_grad()
+    def _intercepted(self, ids: Tensor, start: int) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+        """The call that the model makes of block ``start`` when it reads ``ids``: hidden states, then the rest.
+
+        The model stops there, below any site, so this may be called inside ``applied``.
+        """
 
         def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not args:
-                args, kwargs = (kwargs["hidden_states"],), {k: v for k, v in kwargs.items() if k != "hidden_states"}
-            calls.append((args, kwargs))
-            if len(calls) == len(blocks):
-                raise _Stop
+            raise _Called(args, kwargs)
 
-        handles = [self.blocks[b].register_forward_pre_hook(record, with_kwargs=True) for b in blocks]
+        handle = self.blocks[start].register_forward_pre_hook(record, with_kwargs=True)
         try:
             self.model(input_ids=ids.to(self.device), use_cache=False)
-        except _Stop:
-            pass
+        except _Called as called:
+            args, kwargs = called.args, dict(called.kwargs)
         finally:
-            for handle in handles:
-                handle.remove()
-        return calls
+            handle.remove()
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        return hidden, args[1:], kwargs
 
     # -- identity ------------------------------------------------------------------------------------------------
 
@@ -274,8 +273,12 @@ class LM:
         return digest.hexdigest()[:16]
 
 
-class _Stop(Exception):
-    """Raised by a hook to end a forward pass whose rest is not needed."""
+class _Called(Exception):
+    """Raised by a hook to end a forward pass at the call it was waiting for."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.args, self.kwargs = args, kwargs
 
 
 def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:

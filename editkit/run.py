@@ -42,7 +42,7 @@ def run(config: DictConfig) -> None:
         tracker, trainer, regime, evaluator = (
             instantiate(config[part]) for part in ("tracker", "trainer", "regime", "evaluator")
         )
-        lm = instantiate(OmegaConf.masked_copy(config.model, [key for key in config.model if key != "tuned"]))
+        lm = load_model(config)
         write_inputs(folder, lm, splits)
         done = {row["editor"] for row in folder.results()}
         editors = {config.run.editor: config.editor, **config.baselines}
@@ -57,6 +57,13 @@ def run(config: DictConfig) -> None:
                     prepare(lm, editor, trainer, splits, folder, log, name, config.run.editors_from)
                 rows, records = test(lm, editor, regime, evaluator, splits.test, name, config.seed)
                 log.finish([asdict(row) for row in rows], records)
+
+
+def load_model(config: DictConfig) -> LM:
+    """The model that ``config.model`` names, without the values that only editors' files read from there."""
+    settings = OmegaConf.to_container(config.model, resolve=True)
+    assert isinstance(settings, dict)
+    return instantiate(OmegaConf.create({key: value for key, value in settings.items() if key != "tuned"}))
 
 
 def prepare(

@@ -1,0 +1,106 @@
+"""The trunk's store and the cut below the sites against the whole model, one text at a time."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from editkit.errors import UsageError
+from editkit.lm import LM, Layout, load
+from tests.conftest import FAMILIES
+
+TEXTS = [("The capital is", "Rome"), ("Hm", "a longer answer"), ("Who wrote this?", "I"), ("Köln or", "Ålesund, Norway")]
+
+
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_suffix_on_kept_states_equals_the_whole_model(lm: LM, start: int) -> None:
+    texts = [lm.text(*text) for text in TEXTS]
+    for _ in range(2):  # the second time everything comes from the store
+        found = lm.logits(lm.batch(texts, start))
+        wanted = [lm.model(torch.tensor([t.ids])).logits[0, t.prompt - 1 : -1] for t in texts]
+        assert torch.allclose(found, torch.cat(wanted), rtol=0, atol=1e-10)
+
+
+def test_order_and_neighbours_do_not_matter(lm: LM) -> None:
+    texts = [lm.text(*text) for text in TEXTS]
+    together = lm.logits(lm.batch(texts, 2)).split([len(text.answer) for text in texts])
+    for place in (3, 1, 0, 2):
+        assert torch.allclose(lm.logits(lm.batch([texts[place]], 2)), together[place], rtol=0, atol=1e-10)
+
+
+def test_a_text_runs_through_the_trunk_once(lm: LM) -> None:
+    texts = [lm.text(*text) for text in TEXTS]
+    runs = []
+    handle = lm.blocks[0].register_forward_hook(lambda *_: runs.append(1))
+    lm.batch(texts, 2)
+    first = len(runs)
+    lm.batch(texts[::-1] + texts[:1], 2)
+    handle.remove()
+    assert first == 1
+    assert len(runs) == first
+
+
+def test_base_states_are_those_of_the_unedited_model(lm: LM) -> None:
+    texts = [lm.text(*text) for text in TEXTS]
+    found = lm.head(torch.cat(lm.base(texts, 2)))
+    assert torch.allclose(found, lm.logits(lm.batch(texts, 0)), rtol=0, atol=1e-10)
+
+
+def test_the_boundary_never_merges(lm: LM) -> None:
+    text = lm.text("Ends with a space? ", "no")
+    assert lm.tokenizer.decode(list(text.ids[: text.prompt])) == "Ends with a space? "
+    assert lm.tokenizer.decode(list(text.answer)) == " no"
+
+
+def test_shifted_positions_are_one_token_later(lm: LM) -> None:
+    text = lm.text("The capital is", "Rome")
+    found = lm.logits(lm.batch([text], 2, shift=1))
+    assert torch.allclose(found, lm.model(torch.tensor([text.ids])).logits[0, text.prompt :], rtol=0, atol=1e-10)
+
+
+def test_writing_stops_at_a_newline_or_the_end(make_lm: Callable[..., LM]) -> None:
+    lm = make_lm("gpt2")
+    newline = lm.tokenizer("\n")["input_ids"][0]
+    with torch.no_grad():
+        lm.model.lm_head.weight.zero_()  # every logit equal but the newline's
+        lm.model.lm_head.weight[newline] = 1.0
+        lm.norm.weight.zero_()
+        lm.norm.bias.fill_(1.0)
+    assert lm.write(["a", "bcd"], 5, stop=True) == ["\n", "\n"]
+    assert lm.write(["a"], 5, stop=False) == ["\n" * 5]
+
+
+def test_sites_are_counted_from_either_end(lm: LM, family: str) -> None:
+    down = {"llama": "down_proj", "gpt2": "c_proj"}[family]
+    full = f"{lm.layout.blocks}.3.mlp.{down}"
+    assert list(lm.sites([f"-1.mlp.{down}"])) == list(lm.sites([f"3.mlp.{down}"])) == list(lm.sites([full])) == [full]
+    assert lm.block_of([full, f"{lm.layout.blocks}.2.mlp.{down}"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("site", "said"), [("4.mlp.x", "none of the 4 blocks"), ("1.mlp.x", "No module"), ("1.mlp", "must be a linear map")]
+)
+def test_a_site_that_is_not_there_is_refused(lm: LM, site: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        lm.sites([site])
+
+
+def test_a_model_that_is_not_there_is_refused_at_once() -> None:
+    layout = {"blocks": "transformer.h", "norm": "transformer.ln_f", "head": "lm_head"}
+    for path, said in (("./nowhere", "no such folder"), ("some-hub-model", "Hub cannot be reached")):
+        with pytest.raises(UsageError, match=said):
+            load(path, layout, {})
+
+
+def test_the_fingerprint_tells_weights_apart(make_lm: Callable[..., LM]) -> None:
+    names = {family: make_lm(family).fingerprint() for family in FAMILIES}
+    assert make_lm("gpt2").fingerprint() == names["gpt2"] != names["llama"]
+    other = make_lm("gpt2")
+    with torch.no_grad():
+        other.model.transformer.h[0].mlp.c_fc.weight.add_(1e-3)
+    assert other.fingerprint() != names["gpt2"]
+
+
+def test_a_layout_that_does_not_fit_is_refused(make_lm: Callable[..., LM]) -> None:
+    with pytest.raises(UsageError, match="No module 'model.layers'"):
+        LM(make_lm("gpt2").model, None, Layout("model.layers", "model.norm", "lm_head"), "x")
