@@ -88,11 +88,12 @@ def checked(overrides: Sequence[str], sweep: bool = False) -> DictConfig:
     groups: list[list[str]] = []
     values: list[Override] = []
     names = loader.list_groups("")
+    places = [word for word in overrides if word.startswith("hydra.searchpath=")]
     for override in parsed(overrides):
         if override.is_sweep_override() and not sweep:
             raise UsageError(several(override))
         key = str(override.key_or_group)
-        options = loader.get_group_options(key)
+        options = loader.get_group_options(key, overrides=places)
         if options and not isinstance(override.value(), dict):
             groups.append(expanded(override))
             check_choice(override, options)
@@ -138,7 +139,9 @@ def check_choice(override: Override, options: Sequence[str]) -> None:
             )
         for name in choice if isinstance(choice, list) else [choice]:
             if name is None and group in OPTIONAL:
-                continue
+                if override.is_delete():
+                    continue
+                raise UsageError(f"{group}=null is not understood: leave the group out with ~{group}")
             if str(name) not in options:
                 given = f"is {shown(name)}" if name is not None else "is left out"
                 raise UsageError(f"{group} {given}, but must be one of {', '.join(options)}{guess(str(name), options)}")

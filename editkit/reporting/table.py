@@ -18,6 +18,7 @@ MEASURES = ("reliability", "reliability_bare", "generalization", "locality", "po
 PROTOCOLS = {
     "teacher_forced": "is each token of the target predicted, given those before it?",
     "generative": "does the model say the target when it writes freely?",
+    "cost": "what editing took, training left out",
 }
 FILES = {
     "results.csv": "every measure with its interval",
@@ -27,6 +28,8 @@ FILES = {
     "config.yaml": "every setting of this run",
     "run.log": "what happened when",
 }
+UNITS = {"fluency": "fluency in bits × 100", "seconds_per_edit": "time in s", "peak_memory_mib": "memory in MiB"}
+LESS_IS_BETTER = ("_kl", "seconds_per_edit", "peak_memory_mib")
 WIDEST = 6  # measures side by side in 100 columns
 
 
@@ -51,7 +54,7 @@ class Block:
     def is_best(self, score: Score) -> bool:
         """Whether no editor of the block scores better, but some score worse, as far as the table shows."""
         means = [number(s, s.mean) for s in self.scores if s.metric == score.metric]
-        best = (min if score.metric.endswith("_kl") else max)(means, key=float)
+        best = (min if score.metric.endswith(LESS_IS_BETTER) else max)(means, key=float)
         return number(score, score.mean) == best and any(mean != best for mean in means)
 
 
@@ -86,7 +89,12 @@ class Panel:
             alone = ", of a single run half the 95 % interval" if any(len(score.seeds) == 1 for score in scores) else ""
             spread = f"means over seeds {', '.join(map(str, seeds))}, ± standard deviation{alone}"
         unseen = "; † not trained on" if any(block.unseen for block in self.blocks) else ""
-        return f"in %, fluency in bits × 100; {counted}; {spread}; * best{unseen}"
+        units = [unit for metric, unit in UNITS.items() if metric in self.metrics]
+        if any(metric.endswith("_kl") for metric in self.metrics):
+            units.append("KL in nats")
+        if any(metric not in UNITS and not metric.endswith("_kl") for metric in self.metrics):
+            units.insert(0, "in %")
+        return f"{', '.join(units)}; {counted}; {spread}; * best{unseen}"
 
 
 def panels(scores: Iterable[Score], everything: bool = False) -> list[Panel]:
@@ -105,7 +113,7 @@ def panels(scores: Iterable[Score], everything: bool = False) -> list[Panel]:
             Block(task, unseen, tuple(s for s in found if s.task == task and s.unseen == unseen))
             for task, unseen in dict.fromkeys((score.task, score.unseen) for score in found)
         )
-        made += [Panel(*key, tuple(metrics), blocks) for metrics in tables]
+        made += [Panel(*key, tuple(metrics), blocks) for metrics in tables if metrics]
     return made
 
 
@@ -144,10 +152,12 @@ def cell(block: Block, score: Score | None) -> Text:
 
 
 def number(score: Score, value: float) -> str:
-    """A share in percent with one decimal; a divergence in nats with three; fluency as it is."""
+    """A value as the tables show it: a share in percent, everything else in the unit of `UNITS`."""
     if score.metric.endswith("_kl"):
         return f"{value:.3f}"
-    return f"{value:.0f}" if score.metric.startswith("fluency") else f"{100 * value:.1f}"
+    if score.metric in UNITS:
+        return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    return f"{100 * value:.1f}"
 
 
 def text(scores: Sequence[Score], form: str, everything: bool = False) -> str:
