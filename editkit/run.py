@@ -96,6 +96,7 @@ def told(editor: object, requests: Sequence[EditRequest]) -> list[EditRequest]:
     return [editor.instruct(request) for request in requests] if isinstance(editor, Instructed) else list(requests)
 
 
+@torch.no_grad()
 def test(
     lm: LM,
     editor: Editor,

@@ -44,8 +44,7 @@ class FineTuning:
     ) -> None:
         if loss not in LOSSES:
             raise UsageError(f"editor.loss is {loss!r}, but must be one of {', '.join(LOSSES)}.")
-        self.sites = lm.sites([site])
-        (self.site,) = self.sites
+        (self.site,) = lm.sites([site])
         self.loss, self.lr, self.steps, self.enough, self.clamp = loss, lr, steps, enough, clamp
 
     def edit(self, lm: LM, groups: Sequence[Sequence[EditRequest]]) -> Edit:
@@ -54,17 +53,18 @@ class FineTuning:
             first = torch.full((len(owner),), batch.hidden.shape[1], device=batch.row.device)
             first = first.scatter_reduce(0, batch.row, batch.position, "amin")
             batch = replace(batch, position=first[batch.row])
-        matrix = weight(self.sites[self.site])
+        sites = lm.sites([self.site])
+        matrix = weight(sites[self.site])
         wide = torch.promote_types(matrix.dtype, torch.float32)
         delta = torch.zeros(len(groups), *matrix.shape, dtype=wide, device=matrix.device, requires_grad=True)
         optimizer = torch.optim.Adam([delta], lr=self.lr)
         for _ in range(self.steps):
-            with torch.enable_grad(), applied(self.sites, Edit({self.site: Dense(delta)}, len(groups)), owner):
+            with torch.enable_grad(), applied(sites, Edit({self.site: Dense(delta)}, len(groups)), owner):
                 losses = nll_by_slot(lm.logits(batch), batch, owner, len(groups))
+                (delta.grad,) = torch.autograd.grad(losses.sum(), delta)
             running = losses.detach() >= self.enough
             if not running.any():
                 break
-            (delta.grad,) = torch.autograd.grad(losses.sum(), delta)
             before = delta.detach().clone()
             optimizer.step()
             with torch.no_grad():
