@@ -7,10 +7,10 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from editkit import __version__
 from editkit.errors import UsageError
@@ -156,16 +156,17 @@ def job(config: "DictConfig") -> None:
     """One run, as Hydra calls it: in this process, in a launcher's, or on another machine."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     if config.run.resume:
-        config = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), {"run": {"resume": str(folder)}})
+        config = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+        config.run.resume = str(folder)
     else:
-        chosen = settings.runtime.choices
-        config.run.editor = config.run.editor or chosen.editor
-        config.run.title = config.run.title or f"{chosen.tasks} · {chosen.model} · seed {config.seed}"
+        chosen: Mapping[str, str] = settings.runtime.choices
+        config.run.editor = config.run.editor or chosen["editor"]
+        config.run.title = config.run.title or f"{chosen['tasks']} · {chosen['model']} · seed {config.seed}"
     config.run.dir = str(folder)
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, on_sigterm) if in_main_thread else None
@@ -186,7 +187,9 @@ def job(config: "DictConfig") -> None:
         print(f"editkit: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
-        print(f"editkit: interrupted; go on with: editkit run run.resume={folder}", file=sys.stderr)
+        begun = (folder / "config.yaml").exists()
+        go_on = f"go on with: editkit run run.resume={folder}" if begun else "nothing was begun"
+        print(f"editkit: interrupted; {go_on}", file=sys.stderr)
         raise
     finally:
         if in_main_thread:

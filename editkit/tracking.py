@@ -42,7 +42,8 @@ class RunFolder:
     that a killed run leaves no half of one.
 
     Raises:
-        UsageError: the folder cannot be written to, holds a run already (and ``resume`` is false), or its disk is full.
+        UsageError: the folder cannot be written to, holds another run's results or checkpoints (unless ``resume``), or
+            its disk is full.
     """
 
     def __init__(self, path: str | Path, config_yaml: str, resume: bool = False) -> None:
@@ -55,8 +56,8 @@ class RunFolder:
 
     def __enter__(self) -> Self:
         status = self.path / "status.json"
-        if status.exists() and not self._resume:
-            state = json.loads(status.read_text()).get("state")
+        state = json.loads(status.read_text())["state"] if status.exists() else None
+        if state and not self._resume and (state == "running" or self._has_outcome()):
             raise UsageError(
                 f"'{self.path}' holds a run that is {state}: set run.dir to a new folder, "
                 f"or go on with that one by run.resume={self.path}"
@@ -65,9 +66,10 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(self.path).free < LEAST_SPACE:
                 raise UsageError(f"The disk of '{self.path}' is full: free some space or set run.dir elsewhere")
-            if status.exists():
-                self._status = json.loads(status.read_text())
+            if self._resume:
+                self._status = json.loads(status.read_text()) if state else {}
             else:
+                (self.path / "metrics.jsonl").unlink(missing_ok=True)
                 replace(self.path / "config.yaml", self._config_yaml)
             self._mark("running")
             self._log_handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
@@ -140,6 +142,9 @@ class RunFolder:
             return []
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
+
+    def _has_outcome(self) -> bool:
+        return (self.path / "results.csv").exists() or any(path.is_file() for path in self.checkpoints.rglob("*"))
 
     def _mark(self, state: str, why: str = "") -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -91,11 +91,25 @@ def test_an_unfinished_run_says_why(tmp_path: Path, error: BaseException, expect
 
 
 def test_a_folder_is_not_shared_by_two_runs(tmp_path: Path) -> None:
-    with RunFolder(tmp_path, "first"):
-        pass
+    with RunFolder(tmp_path, "first") as folder:
+        folder.add("mend", [row("mend")], ANSWERS)
     with pytest.raises(UsageError, match="holds a run that is finished: set run.dir to a new folder"):
         RunFolder(tmp_path, "second").__enter__()
     assert (tmp_path / "config.yaml").read_text() == "first"
+
+
+def test_a_folder_where_nothing_came_out_is_used_again(tmp_path: Path) -> None:
+    with pytest.raises(UsageError), RunFolder(tmp_path, "first") as folder:
+        folder.log({"loss": 1.0}, 0, "mend")
+        raise UsageError("bad input")
+    with RunFolder(tmp_path, "second"):
+        pass
+    assert (tmp_path / "config.yaml").read_text() == "second"
+    assert not (tmp_path / "metrics.jsonl").exists()
+    (tmp_path / "checkpoints" / "mend").mkdir()
+    (tmp_path / "checkpoints" / "mend" / "last.safetensors").write_text("")
+    with pytest.raises(UsageError):
+        RunFolder(tmp_path, "third").__enter__()
 
 
 def test_resuming_keeps_what_is_done(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def read(folders: Iterable[Path]) -> list[Score]:
         for editor, all_of_it in same_name.items()
         for run, text in zip(all_of_it, differences([r.editor_config(editor) for r in all_of_it]), strict=True)
     }
-    joined: dict[tuple[Any, ...], list[Mapping[str, str]]] = {}
+    joined: dict[tuple[str, str, str, str, bool, str, str], list[Mapping[str, str]]] = {}
     for run, condition in zip(runs, conditions, strict=True):
         trained_on = run.trained_on()
         for row in run.rows:
@@ -94,7 +94,10 @@ def read(folders: Iterable[Path]) -> list[Score]:
             label = labels[id(run), row["editor"]]
             key = (condition, row["regime"], row["protocol"], row["task"], unseen, label, row["metric"])
             joined.setdefault(key, []).append(row)
-    return [Score(*key, *average(rows)) for key, rows in joined.items()]
+    return [
+        Score(condition, regime, protocol, task, unseen, label, metric, *average(rows))
+        for (condition, regime, protocol, task, unseen, label, metric), rows in joined.items()
+    ]
 
 
 def read_run(path: Path) -> Run:

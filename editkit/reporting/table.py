@@ -238,10 +238,11 @@ def splits(found: Any) -> RenderableType:
     parts = {name: [request.task for request in getattr(found, name)] for name in ("train", "valid", "test")}
     for task in sorted({task for tasks in parts.values() for task in tasks}):
         table.add_row(task, *(str(tasks.count(task)) for tasks in parts.values()))
-    oddities = Table.grid(padding=(0, 2))
-    for where, kinds in found.counts.items():
-        oddities.add_row(Text(where), Text(", ".join(f"{count} {kind}" for kind, count in kinds.items()), "dim"))
-    files = Table.grid(padding=(0, 2))
-    for name, digest in found.sha256.items():
-        files.add_row(Text(name), Text(digest, "dim"))
-    return Group(table, Text("\nread, mended, left out", "bold"), oddities, Text("\nSHA-256", "bold"), files)
+    read, files = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 2))
+    for where, kinds in sorted(found.counts.items()):
+        met = {kind.replace("_", " "): count for kind, count in kinds.items() if kind != "records"}
+        oddities = ", ".join(f"{kind} {count}" for kind, count in sorted(met.items()))
+        read.add_row(Text(where), f"{kinds['records']} records", Text(oddities, "dim"))
+    for name, digest in sorted(found.sha256.items()):
+        files.add_row(Text(name), Text(digest, "dim", overflow="fold"))
+    return Group(table, Text("\nRead, and what was mended or left out", "bold"), read, Text("\nSHA-256", "bold"), files)
