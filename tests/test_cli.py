@@ -20,6 +20,7 @@ from editkit.tracking import COLUMNS, RunFolder
 
 HEAVY = {"torch", "transformers", "wandb", "numpy"}
 HEADER = ",".join(COLUMNS) + "\n"
+RESULT = "mend,recent,single,generative,locality,1,1,1,9,0\n"
 
 
 def light(*words: str) -> tuple[int, str, set[str]]:
@@ -73,7 +74,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
         def stand_in(config: DictConfig) -> None:
             seen.append(config)
             with RunFolder(config.run.dir, "seed: 0\nrun: {resume: null, dir: x}\n", bool(config.run.resume)) as folder:
-                (folder.path / "results.csv").write_text(HEADER + "mend,recent,single,generative,locality,1,1,1,9,0\n")
+                (folder.path / "results.csv").write_text(HEADER + RESULT)
                 action(config)
 
         monkeypatch.setattr("editkit.run.run", stand_in)
@@ -144,23 +145,12 @@ def test_an_interrupted_run_goes_on_with_its_own_settings(run: Any, capsys: pyte
     assert "leave out seed=1" in capsys.readouterr().err
 
 
-def test_a_folder_that_holds_a_run_is_refused(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(nothing, "run.dir=here")[0] == 0
-    assert run(nothing, "run.dir=here")[0] == 2
-    assert "holds a run that is finished: set run.dir to a new folder" in capsys.readouterr().err
-
-
 def test_a_sweep_gives_each_job_a_folder(run: Any) -> None:
-    code, configs = run(nothing, "-m", "editor=mend,instructedit", "seed=0,1", "hydra.sweep.dir=sweep")
+    code, configs = run(nothing, "-m", "editor=mend,instructedit", "seed=1", "hydra.sweep.dir=sweep")
     assert code == 0
-    assert [(config.run.editor, config.seed) for config in configs] == [
-        ("mend", 0),
-        ("mend", 1),
-        ("instructedit", 0),
-        ("instructedit", 1),
-    ]
+    assert [(config.run.editor, config.seed) for config in configs] == [("mend", 1), ("instructedit", 1)]
     assert {Path(config.run.dir).parent for config in configs} == {Path("sweep").absolute()}
-    assert len({config.run.dir for config in configs}) == 4
+    assert len({config.run.dir for config in configs}) == 2
 
 
 def test_a_sweep_goes_on_after_a_job_that_fails(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,17 +178,14 @@ def test_a_disk_that_fills_up_is_one_sentence(run: Any, capsys: pytest.CaptureFi
     assert "editkit: Cannot write 'checkpoint' (No space left on device)" in capsys.readouterr().err
 
 
-def test_a_report_prints_and_converts(run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(nothing, "run.dir=here")
-    capsys.readouterr()
-    for form, part in [
-        ("table", "100.0 ±0.0"),
-        ("md", "| recent | mend |"),
-        ("latex", r"\toprule"),
-        ("csv", "mend,locality"),
-    ]:
-        assert cli.main(["report", "here", "--format", form]) == 0
-        assert part in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("form", "part"),
+    [("table", "100.0 ±0.0"), ("md", "| recent | mend |"), ("latex", r"\toprule"), ("csv", "mend,locality")],
+)
+def test_a_report_prints_and_converts(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, part: str) -> None:
+    (tmp_path / "results.csv").write_text(HEADER + RESULT)
+    assert cli.main(["report", str(tmp_path), "--format", form]) == 0
+    assert part in capsys.readouterr().out
 
 
 def test_a_real_run_keeps_the_contract(tmp_path: Path) -> None:
