@@ -17,6 +17,7 @@ from editkit.errors import UsageError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from rich.console import Console
 
 RUN_EXAMPLES = """\
 examples:
@@ -204,13 +205,20 @@ def unwritable(error: OSError) -> str:
     return f"Cannot write '{error.filename or 'the run'}' ({error.strerror}): free some space or set run.dir elsewhere"
 
 
-def show_results(folder: Path) -> None:
-    """Prints the comparison and says where everything lies."""
+def terminal() -> "Console":
+    """The terminal, at least as wide as the tables are: a narrower one folds lines, where rich would cut them."""
     from rich.console import Console
 
+    console = Console()
+    console.width = max(console.width, 100)
+    return console
+
+
+def show_results(folder: Path) -> None:
+    """Prints the comparison and says where everything lies."""
     from editkit.reporting import results, table
 
-    console = Console()
+    console = terminal()
     console.print(table.comparison(results.read([folder])))
     console.print(table.places(folder))
 
@@ -220,23 +228,19 @@ def report_command(options: argparse.Namespace) -> None:
 
     scores = results.read(options.folders)
     if options.format == "table":
-        from rich.console import Console
-
-        Console().print(table.comparison(scores, options.all))
+        terminal().print(table.comparison(scores, options.all))
     else:
         print(table.text(scores, options.format, options.all), end="")
 
 
 def show_data(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from editkit import configs
     from editkit.reporting import table
 
     with configs.sources():
         config = configs.checked(options.settings)
     splits = configs.instantiate(config.tasks).load(config.seed)
-    Console().print(table.splits(splits))
+    terminal().print(table.splits(splits))
 
 
 def build_data(options: argparse.Namespace) -> None:

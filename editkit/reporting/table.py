@@ -26,6 +26,7 @@ FILES = {
     "metrics.jsonl": "training curves",
     "checkpoints": "trained editors",
     "config.yaml": "every setting of this run",
+    "inputs.json": "fingerprints of the model and the data",
     "run.log": "what happened when",
 }
 UNITS = {"fluency": "fluency in bits × 100", "seconds_per_edit": "time in s", "peak_memory_mib": "memory in MiB"}
@@ -156,7 +157,7 @@ def number(score: Score, value: float) -> str:
     if score.metric.endswith("_kl"):
         return f"{value:.3f}"
     if score.metric in UNITS:
-        return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+        return f"{value:.3g}" if score.metric == "seconds_per_edit" else f"{value:.0f}"
     return f"{100 * value:.1f}"
 
 

@@ -29,9 +29,14 @@ def row(editor: str, mean: float, metric: str = "reliability", task: str = "rece
     return (editor, task, "single", "teacher_forced", metric, mean, mean - 0.02, mean + 0.04, 100, seed)
 
 
+def spread(metric: str, share: float) -> tuple[float, float, float]:
+    """Mean and interval, as wide as such numbers get."""
+    return (540 * share, 500, 720) if metric == "fluency" else (share, 0.25, 0.75)
+
+
 def full(editors: tuple[str, ...]) -> list[tuple[Any, ...]]:
     return [
-        (editor, task, "single", protocol, metric, 0.5 + 0.1 * index, 0.4, 0.9, 100, 0)
+        (editor, task, "single", protocol, metric, *spread(metric, 1.0 - 0.1 * index), 100, 0)
         for index, editor in enumerate(editors)
         for task in TASKS
         for protocol in ("teacher_forced", "generative")
