@@ -180,7 +180,10 @@ def job(config: "DictConfig") -> None:
             if error.errno in UNWRITABLE:
                 raise UsageError(unwritable(error)) from error
             raise
-        show_results(folder)
+        if settings.mode == RunMode.RUN:
+            show_results(folder)
+        else:
+            print(f"editkit: {folder.name} is done; compare all with: editkit report {folder.parent}", flush=True)
     except UsageError as error:
         # Alone, leave at once; in a sweep Hydra notes the failed job and goes on with the next.
         if settings.mode != RunMode.RUN:
@@ -202,7 +205,8 @@ def on_sigterm(number: int, frame: FrameType | None) -> None:
 
 
 def unwritable(error: OSError) -> str:
-    return f"Cannot write '{error.filename or 'the run'}' ({error.strerror}): free some space or set run.dir elsewhere"
+    where = f"'{error.filename}'" if error.filename else "the run's files"
+    return f"Cannot read or write {where} ({error.strerror}): allow it, free some space, or set run.dir elsewhere"
 
 
 def terminal() -> "Console":

@@ -145,12 +145,13 @@ def test_an_interrupted_run_goes_on_with_its_own_settings(run: Any, capsys: pyte
     assert "leave out seed=1" in capsys.readouterr().err
 
 
-def test_a_sweep_gives_each_job_a_folder(run: Any) -> None:
+def test_a_sweep_gives_each_job_a_folder(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     code, configs = run(nothing, "-m", "editor=mend,instructedit", "seed=1", "hydra.sweep.dir=sweep")
     assert code == 0
     assert [(config.run.editor, config.seed) for config in configs] == [("mend", 1), ("instructedit", 1)]
     assert {Path(config.run.dir).parent for config in configs} == {Path("sweep").absolute()}
     assert len({config.run.dir for config in configs}) == 2
+    assert f"compare all with: editkit report {Path('sweep').absolute()}" in capsys.readouterr().out
 
 
 def test_a_sweep_goes_on_after_a_job_that_fails(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +176,7 @@ def test_a_disk_that_fills_up_is_one_sentence(run: Any, capsys: pytest.CaptureFi
         raise OSError(28, "No space left on device", "checkpoint")
 
     assert run(fill)[0] == 2
-    assert "editkit: Cannot write 'checkpoint' (No space left on device)" in capsys.readouterr().err
+    assert "editkit: Cannot read or write 'checkpoint' (No space left on device)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Imports point down only, and what is heavy or configurable stays in its room."""
 
 import ast
+import configparser
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,11 @@ def test_only_the_command_line_prints() -> None:
         calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         prints = any(isinstance(function, ast.Name) and function.id == "print" for function in calls)
         assert not prints or path.name == "cli.py", f"{path.name} prints"
+
+
+def test_every_package_is_shipped() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(CONF.parent / "setup.cfg")
+    listed = set(setup["options"]["packages"].split()) - {"editkit.conf"}
+    found = {path.parent.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("__init__.py")}
+    assert listed == {".".join(folder.parts) for folder in found}

@@ -122,7 +122,7 @@ def comparison(scores: Iterable[Score], everything: bool = False) -> RenderableT
     """The comparison for a terminal of 100 columns: one table a protocol, one block a task, one row an editor."""
     parts: list[RenderableType] = []
     for panel in panels(scores, everything):
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
         table.add_column("", min_width=14)
         for metric in panel.metrics:
             table.add_column(metric.replace("_", "\n", 1), justify="right", no_wrap=True, vertical="bottom")
