@@ -10,8 +10,9 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,7 @@ from torch import Tensor
 from editkit.edits import Edit, applied
 from editkit.editors import Trainable
 from editkit.errors import UsageError
-from editkit.lm import LM, Text
+from editkit.lm import LM, Batch, Text
 from editkit.requests import EditRequest, Probe
 
 Log = Callable[[Mapping[str, float], int], None]
@@ -67,7 +68,8 @@ class Objective:
         """Losses and shares for ``edit``, whose slot i holds ``requests[i]``; ``loss`` carries the gradient.
 
         ``nll`` and ``kl`` are means over texts of means over tokens; ``reliability`` and ``locality`` are shares of
-        tokens: target tokens predicted, and positions where base and edited model predict the same.
+        tokens: target tokens predicted, and positions where base and edited model predict the same. ``success`` is the
+        share of texts whose target is predicted whole.
         """
         outer = [(slot, text) for slot, request in enumerate(requests) for text in self._asked(lm, request, draw)]
         local = [(slot, text) for slot in range(len(requests)) for text in self._kept(lm, slot, requests, draw)]
@@ -75,16 +77,18 @@ class Objective:
         sites = lm.sites(list(edit.rules))
         shift = int(self.locality_positions == "faithful")
 
-        def edited(rows: Sequence[tuple[int, Text]], shift: int) -> tuple[Tensor, Tensor, Tensor]:
+        def edited(rows: Sequence[tuple[int, Text]], shift: int) -> tuple[Tensor, Batch, Tensor]:
             batch = lm.batch([text for _, text in rows], start, shift)
             with applied(sites, edit, [slot for slot, _ in rows]):
                 logits = lm.logits(batch)
             share = 1 / torch.bincount(batch.row)[batch.row] / len(rows)  # a mean of means
-            return logits, batch.labels, share
+            return logits, batch, share
 
-        logits, labels, share = edited(outer, 0)
-        nll = (torch.nn.functional.cross_entropy(logits, labels, reduction="none") * share).sum()
-        reliability = ((logits.argmax(-1) == labels) * share).sum()
+        logits, batch, share = edited(outer, 0)
+        nll = (torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none") * share).sum()
+        right = logits.argmax(-1) == batch.labels
+        reliability = (right * share).sum()
+        success = 1 - batch.row[~right].unique().numel() / nll.new_tensor(len(outer))
         kl, locality = nll.new_zeros(()), nll.new_ones(())
         if local:
             logits, _, share = edited(local, shift)
@@ -94,7 +98,20 @@ class Objective:
             kl = ((base.log_softmax(-1).exp() * (base.log_softmax(-1) - logits.log_softmax(-1))).sum(-1) * share).sum()
             locality = ((logits.argmax(-1) == base.argmax(-1)) * share).sum()
         loss = self.edit_weight * nll + self.locality_weight * kl
-        return {"loss": loss, "nll": nll, "kl": kl, "reliability": reliability, "locality": locality}
+        shares = {"reliability": reliability, "success": success, "locality": locality}
+        return {"loss": loss, "nll": nll, "kl": kl, **shares}
+
+    def learned(self) -> dict[str, Any]:
+        """The attributes that training moves, for checkpoints and curves; none here."""
+        return {}
+
+    def stepped(self, scores: Mapping[str, float]) -> "Objective":
+        """The objective of the next step, after one whose mean losses and shares were ``scores``."""
+        return self
+
+    def validated(self, scores: Mapping[str, float]) -> "Objective":
+        """The objective to go on with after a validation that gave ``scores``."""
+        return self
 
     def _asked(self, lm: LM, request: EditRequest, draw: random.Random) -> list[Text]:
         rephrase = draw.choice(request.rephrases) if request.rephrases else request.prompt
@@ -115,6 +132,43 @@ class Objective:
         return [lm.text(before + probe.prompt, probe.answers[0]) for before, probe in kept]
 
 
+@dataclass(frozen=True)
+class Constrained(Objective):
+    """KE's own training: the least NLL with KL ≤ ``margin`` (KnowledgeEditor, arXiv 2104.08164).
+
+    ``locality_weight`` is the constraint's multiplier, learned by ascent: each step raises it by ``rate`` if the KL is
+    above the margin and lowers it if not, never below 0. The authors' centred RMSprop, too, moves it by steps that do
+    not grow with how far off the KL is; theirs are uneven, these need no state. The margin times the multiplier is left
+    out of the loss, since the editor's gradient does not depend on it.
+
+    Attributes:
+        margin: bound on the KL (nats a position) at the start.
+        shrink: what the margin is multiplied by after a validation whose success is above ``enough``.
+        least_margin: where it stops shrinking.
+        enough: share of texts whose target is predicted whole.
+        rate: step of the multiplier.
+    """
+
+    edit_weight: float = 1.0
+    margin: float = 1e-3
+    shrink: float = 0.8
+    least_margin: float = 1e-5
+    enough: float = 0.9
+    rate: float = 0.1
+
+    def learned(self) -> dict[str, Any]:
+        return {"locality_weight": self.locality_weight, "margin": self.margin}
+
+    def stepped(self, scores: Mapping[str, float]) -> "Constrained":
+        step = self.rate if scores["kl"] > self.margin else -self.rate
+        return replace(self, locality_weight=max(0.0, self.locality_weight + step))
+
+    def validated(self, scores: Mapping[str, float]) -> "Constrained":
+        if scores["success"] <= self.enough:
+            return self
+        return replace(self, margin=max(self.least_margin, self.margin * self.shrink))
+
+
 def _check(key: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise UsageError(f"{key} is {value!r}, but must be one of {', '.join(allowed)}.")
@@ -129,6 +183,8 @@ class Progressed:
     best_step: int = 0
     validations_since_best: int = 0
     stopped_early: bool = False
+    learned: dict[str, Any] = field(default_factory=dict)
+    """what the objective has learned"""
 
 
 @dataclass(frozen=True)
@@ -136,7 +192,7 @@ class Trainer:
     """Trains an editor on requests.
 
     Attributes:
-        objective: what is minimised.
+        objective: what is minimised, as it is at the start; validations always use this one, so that they compare.
         steps: optimiser steps, at most.
         batch: different edits a step.
         micro_batch: edits that run at once (less memory, the same gradient); null: all of them.
@@ -181,6 +237,7 @@ class Trainer:
         rates = [group["lr"] for group in groups]
         last, best = folder / "last.safetensors", folder / "best.safetensors"
         state = self._restore(last, lm, editor, optimizer) if last.exists() else Progressed()
+        objective = replace(self.objective, **state.learned)
         finished = state.step >= self.steps or state.stopped_early
         with self._bar(name) as bar:
             task = bar.add_task(name, total=self.steps, completed=state.step, seen="")
@@ -188,14 +245,18 @@ class Trainer:
             while not finished:
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * self._rate(state.step)
-                seen = self._step(lm, editor, optimizer, train, state.step)
+                seen = self._step(lm, editor, optimizer, train, state.step, objective)
+                objective = objective.stepped(seen)
                 state.step += 1
                 speed = (state.step - first) * self.batch / (time.perf_counter() - began)
                 bar.update(task, completed=state.step, seen=_seen(seen, speed))
-                log({f"train/{key}": value for key, value in seen.items()} | {"train/edits_per_s": speed}, state.step)
+                curves = {**seen, **objective.learned(), "edits_per_s": speed}
+                log({f"train/{key}": value for key, value in curves.items()}, state.step)
                 finished = state.step == self.steps
                 if finished or state.step % self.validate_every == 0:
                     scores = self.validate(lm, editor, valid)
+                    objective = objective.validated(scores)
+                    state.learned = objective.learned()
                     log({f"valid/{key}": value for key, value in scores.items()}, state.step)
                     state.validations_since_best += 1
                     if scores["loss"] < state.best_loss:
@@ -223,7 +284,13 @@ class Trainer:
         return total
 
     def _step(
-        self, lm: LM, editor: Trainable, optimizer: torch.optim.Optimizer, train: Sequence[EditRequest], step: int
+        self,
+        lm: LM,
+        editor: Trainable,
+        optimizer: torch.optim.Optimizer,
+        train: Sequence[EditRequest],
+        step: int,
+        objective: Objective,
     ) -> dict[str, float]:
         editor.train(True)
         requests = [train[index] for index in batch_indices(len(train), self.batch, self.seed, step)]
@@ -234,7 +301,7 @@ class Trainer:
         for begin in range(0, self.batch, size):
             chunk = requests[begin : begin + size]
             edit = editor.edit(lm, [[request] for request in chunk])
-            scores = self.objective(lm, edit, chunk, draw)
+            scores = objective(lm, edit, chunk, draw)
             (scores["loss"] * (len(chunk) / self.batch)).backward()
             for key, value in scores.items():
                 seen[key] = seen.get(key, torch.zeros(())) + value.detach().cpu() * (len(chunk) / self.batch)

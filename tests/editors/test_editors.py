@@ -10,6 +10,7 @@ import torch
 from editkit.edits import applied
 from editkit.editors import Editor, Trainable
 from editkit.editors.ft import FineTuning
+from editkit.editors.ke import KE
 from editkit.editors.mend import MEND
 from editkit.lm import LM
 from editkit.regimes import Batch, Sequential, Single
@@ -33,11 +34,20 @@ def mend(lm: LM, family: str) -> MEND:
     return editor.train(False)
 
 
+def ke(lm: LM, family: str) -> KE:
+    return KE(lm, SITES[family], hidden=12, condition=10).to(lm.head.weight.dtype).train(False)
+
+
 def ft(loss: str) -> Callable[[LM, str], FineTuning]:
     return lambda lm, family: FineTuning(lm, DOWN[family], loss, lr=0.02, steps=12, clamp=0.05)
 
 
-EDITORS: dict[str, Callable[[LM, str], Editor]] = {"mend": mend, "ft_l": ft("prompt_last"), "ft_m": ft("target")}
+EDITORS: dict[str, Callable[[LM, str], Editor]] = {
+    "mend": mend,
+    "ke": ke,
+    "ft_l": ft("prompt_last"),
+    "ft_m": ft("target"),
+}
 
 
 @pytest.fixture(params=EDITORS)
