@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from editkit.edits import Edit, added, applied
 from editkit.editors import Editor, Groups
+from editkit.edits import Edit, added, applied
 from editkit.errors import UsageError
 from editkit.lm import LM, chunks
 from editkit.requests import EditRequest

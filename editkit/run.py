@@ -80,7 +80,9 @@ def prepare(
     if editors_from is not None:
         file = Path(editors_from) / "checkpoints" / name / "best.safetensors"
         if not file.is_file():
-            raise UsageError(f"run.editors_from is {editors_from!r}, but {file} is not there: name a run that trained {name}.")
+            raise UsageError(
+                f"run.editors_from is {editors_from!r}, but {file} is not there: name a run that trained {name}."
+            )
         pretrained(editor, file, lm)
         return
     if not splits.train:

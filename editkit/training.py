@@ -1,8 +1,8 @@
 """The meta-training loop: many different edits a step, validation, early stop, checkpoints, exact resume.
 
-It knows no editor by name: an editor that is ``Trainable`` makes an edit with gradients, the objective says how good the
-edited model is, and the optimiser moves the editor's parameters. Everything random is drawn anew from (seed, step), so
-that a resumed run needs no random state and gives bit for bit the uninterrupted result on a CPU.
+It knows no editor by name: an editor that is ``Trainable`` makes an edit with gradients, the objective says how good
+the edited model is, and the optimiser moves the editor's parameters. Everything random is drawn anew from (seed, step),
+so that a resumed run needs no random state and gives bit for bit the uninterrupted result on a CPU.
 """
 
 import json
@@ -15,163 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editkit.edits import Edit, applied
 from editkit.editors import Trainable
 from editkit.errors import UsageError
-from editkit.lm import LM, Batch, Text
-from editkit.requests import EditRequest, Probe
+from editkit.lm import LM
+from editkit.objectives import Objective
+from editkit.requests import EditRequest
 
 Log = Callable[[Mapping[str, float], int], None]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """How good edits are, as a loss: ``edit_weight`` · NLL of the targets + ``locality_weight`` · KL(base ‖ edited).
-
-    Attributes:
-        outer: what is asked for the NLL: ``edit`` (the edit prompt, the InstructEdit release), ``rephrase`` (one of its
-            rephrases, MEND; the edit prompt where a record has none) or ``both``.
-        asked: how it is asked: ``instructed`` (as the paper does), ``bare`` (as a user does) or ``both``.
-            Editors without instructions see no difference.
-        edit_weight: weight of the NLL (nats a target token).
-        locality_weight: weight of the KL (nats a position).
-        locality_probes: drawn from each request's own locality probes, at most so many.
-        distant_probes: drawn from what *other* requests of the step are about (their edit prompts and locality probes).
-        locality_instruction: put the instruction before a request's own locality probes as well.
-        locality_positions: ``corrected`` takes the KL where the answer's tokens are predicted; ``faithful`` one position
-            later, as the InstructEdit release does.
-    """
-
-    outer: str = "both"
-    asked: str = "both"
-    edit_weight: float = 0.1
-    locality_weight: float = 1.0
-    locality_probes: int = 1
-    distant_probes: int = 1
-    locality_instruction: bool = False
-    locality_positions: str = "corrected"
-
-    def __post_init__(self) -> None:
-        _check("outer", self.outer, ("edit", "rephrase", "both"))
-        _check("asked", self.asked, ("instructed", "bare", "both"))
-        _check("locality_positions", self.locality_positions, ("corrected", "faithful"))
-
-    def __call__(
-        self, lm: LM, edit: Edit, requests: Sequence[EditRequest], draw: random.Random
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Losses and shares for ``edit``, whose slot i holds ``requests[i]``; ``loss`` carries the gradient.
-
-        ``nll`` and ``kl`` are means over texts of means over tokens; ``reliability`` and ``locality`` are shares of
-        tokens: target tokens predicted, and positions where base and edited model predict the same. ``success`` is the
-        share of texts whose target is predicted whole.
-        """
-        outer = [(slot, text) for slot, request in enumerate(requests) for text in self._asked(lm, request, draw)]
-        local = [(slot, text) for slot in range(len(requests)) for text in self._kept(lm, slot, requests, draw)]
-        start = lm.block_of(edit.rules)
-        sites = lm.sites(list(edit.rules))
-        shift = int(self.locality_positions == "faithful")
-
-        def edited(rows: Sequence[tuple[int, Text]], shift: int) -> tuple[Tensor, Batch, Tensor]:
-            batch = lm.batch([text for _, text in rows], start, shift)
-            with applied(sites, edit, [slot for slot, _ in rows]):
-                logits = lm.logits(batch)
-            share = 1 / torch.bincount(batch.row)[batch.row] / len(rows)  # a mean of means
-            return logits, batch, share
-
-        logits, batch, share = edited(outer, 0)
-        nll = (torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none") * share).sum()
-        right = logits.argmax(-1) == batch.labels
-        reliability = (right * share).sum()
-        success = 1 - batch.row[~right].unique().numel() / nll.new_tensor(len(outer))
-        kl, locality = nll.new_zeros(()), nll.new_ones(())
-        if local:
-            logits, _, share = edited(local, shift)
-            with torch.no_grad():
-                texts = [text for _, text in local]
-                base = lm.logits(lm.batch(texts, start, shift)) if shift else lm.head(torch.cat(lm.base(texts, start)))
-            kl = ((base.log_softmax(-1).exp() * (base.log_softmax(-1) - logits.log_softmax(-1))).sum(-1) * share).sum()
-            locality = ((logits.argmax(-1) == base.argmax(-1)) * share).sum()
-        loss = self.edit_weight * nll + self.locality_weight * kl
-        shares = {"reliability": reliability, "success": success, "locality": locality}
-        return {"loss": loss, "nll": nll, "kl": kl, **shares}
-
-    def learned(self) -> dict[str, Any]:
-        """The attributes that training moves, for checkpoints and curves; none here."""
-        return {}
-
-    def stepped(self, scores: Mapping[str, float]) -> "Objective":
-        """The objective of the next step, after one whose mean losses and shares were ``scores``."""
-        return self
-
-    def validated(self, scores: Mapping[str, float]) -> "Objective":
-        """The objective to go on with after a validation that gave ``scores``."""
-        return self
-
-    def _asked(self, lm: LM, request: EditRequest, draw: random.Random) -> list[Text]:
-        rephrase = draw.choice(request.rephrases) if request.rephrases else request.prompt
-        prompts = {"edit": [request.prompt], "rephrase": [rephrase], "both": [request.prompt, rephrase]}[self.outer]
-        before = {"instructed": [request.instruction], "bare": [""], "both": [request.instruction, ""]}[self.asked]
-        asked = dict.fromkeys(instruction + prompt for instruction in before for prompt in prompts)
-        return [lm.text(prompt, request.target) for prompt in asked]
-
-    def _kept(self, lm: LM, slot: int, requests: Sequence[EditRequest], draw: random.Random) -> list[Text]:
-        instruction = requests[slot].instruction if self.locality_instruction else ""
-        own = [probe for probes in requests[slot].locality.values() for probe in probes]
-        kept = [(instruction, probe) for probe in draw.sample(own, min(self.locality_probes, len(own)))]
-        others = [other for other in requests if other.subject != requests[slot].subject]
-        for other in draw.sample(others, min(self.distant_probes, len(others))):
-            away = [Probe(other.prompt, (other.truth or other.target,))]
-            away += [probe for probes in other.locality.values() for probe in probes]
-            kept.append(("", draw.choice(away)))
-        return [lm.text(before + probe.prompt, probe.answers[0]) for before, probe in kept]
-
-
-@dataclass(frozen=True)
-class Constrained(Objective):
-    """KE's own training: the least NLL with KL ≤ ``margin`` (KnowledgeEditor, arXiv 2104.08164).
-
-    ``locality_weight`` is the constraint's multiplier, learned by ascent: each step raises it by ``rate`` if the KL is
-    above the margin and lowers it if not, never below 0. The authors' centred RMSprop, too, moves it by steps that do
-    not grow with how far off the KL is; theirs are uneven, these need no state. The margin times the multiplier is left
-    out of the loss, since the editor's gradient does not depend on it.
-
-    Attributes:
-        margin: bound on the KL (nats a position) at the start.
-        shrink: what the margin is multiplied by after a validation whose success is above ``enough``.
-        least_margin: where it stops shrinking.
-        enough: share of texts whose target is predicted whole.
-        rate: step of the multiplier.
-    """
-
-    edit_weight: float = 1.0
-    margin: float = 1e-3
-    shrink: float = 0.8
-    least_margin: float = 1e-5
-    enough: float = 0.9
-    rate: float = 0.1
-
-    def learned(self) -> dict[str, Any]:
-        return {"locality_weight": self.locality_weight, "margin": self.margin}
-
-    def stepped(self, scores: Mapping[str, float]) -> "Constrained":
-        step = self.rate if scores["kl"] > self.margin else -self.rate
-        return replace(self, locality_weight=max(0.0, self.locality_weight + step))
-
-    def validated(self, scores: Mapping[str, float]) -> "Constrained":
-        if scores["success"] <= self.enough:
-            return self
-        return replace(self, margin=max(self.least_margin, self.margin * self.shrink))
-
-
-def _check(key: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{key} is {value!r}, but must be one of {', '.join(allowed)}.")
 
 
 @dataclass
@@ -324,7 +179,12 @@ class Trainer:
         return Progressed(**about)
 
     def _bar(self, name: str) -> Progress:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[seen]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[seen]}"),
+        )
         return Progress(*columns, TimeRemainingColumn(), disable=not self.progress)
 
 
@@ -401,7 +261,9 @@ def load_weights(editor: Trainable, tensors: dict[str, Tensor], file: Path) -> N
         editor.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise UsageError(f"{file} does not fit this editor ({reason}): use the sites and sizes it was trained with.") from error
+        raise UsageError(
+            f"{file} does not fit this editor ({reason}): use the sites and sizes it was trained with."
+        ) from error
 
 
 def pretrained(editor: Trainable, file: Path, lm: LM) -> None:

@@ -11,7 +11,9 @@ from jaxtyping import install_import_hook
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Shapes written in annotations are checked on every call that a test makes.
-with install_import_hook(["editkit.edits", "editkit.lm", "editkit.editors", "editkit.training"], "beartype.beartype"):
+with install_import_hook(
+    ["editkit.edits", "editkit.lm", "editkit.editors", "editkit.objectives", "editkit.training"], "beartype.beartype"
+):
     import editkit.editors.ft
     import editkit.editors.mend
     import editkit.training  # noqa: F401
@@ -51,7 +53,12 @@ def make_lm(tokenizer: PreTrainedTokenizerFast) -> Callable[..., LM]:
                 config = GPT2Config(n_embd=16, n_head=2, n_layer=blocks, n_positions=256, initializer_range=0.2, **ends)
                 model, layout = GPT2LMHeadModel(config), Layout("transformer.h", "transformer.ln_f", "lm_head")
             else:
-                sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": blocks, "num_attention_heads": 2}
+                sizes = {
+                    "hidden_size": 16,
+                    "intermediate_size": 24,
+                    "num_hidden_layers": blocks,
+                    "num_attention_heads": 2,
+                }
                 model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=1, initializer_range=0.2, **ends))
                 layout = Layout("model.layers", "model.norm", "lm_head")
         return LM(model.to(dtype), tokenizer, layout, family)

@@ -25,7 +25,9 @@ def random_edit(lm: LM, family: str, kind: str, slots: int = 3, size: float = 0.
     for site, module in lm.sites(SITES[family]).items():
         d_in, d_out = weight(module).shape
         rules[site] = (
-            LowRank(noise(slots, 2, d_in), noise(slots, 2, d_out)) if kind == "low rank" else Dense(noise(slots, d_in, d_out))
+            LowRank(noise(slots, 2, d_in), noise(slots, 2, d_out))
+            if kind == "low rank"
+            else Dense(noise(slots, d_in, d_out))
         )
     return Edit(rules, slots)
 
@@ -43,7 +45,12 @@ def one_by_one(model: torch.nn.Module, text: Text) -> Tensor:
     return model(torch.tensor([text.ids])).logits[0, text.prompt - 1 : -1]
 
 
-TEXTS = [("The capital is", "Rome"), ("Hm", "a much longer answer"), ("Who was it that wrote this?", "I"), ("One", "two")]
+TEXTS = [
+    ("The capital is", "Rome"),
+    ("Hm", "a much longer answer"),
+    ("Who was it that wrote this?", "I"),
+    ("One", "two"),
+]
 OWNERS = [[0, 0, 1, 1], [2, -1, 0, 2], [-1, -1, -1, -1], [1, 0, 2, -1], [0, 1, 2, 2]]
 
 
@@ -105,7 +112,10 @@ def test_writing_with_a_cache_equals_a_deep_copy(lm: LM, family: str) -> None:
     prompts, owner = [prompt for prompt, _ in TEXTS], [1, -1, 0, 2]
     with applied(lm.sites(list(edit.rules)), edit, owner):
         found = lm.write(prompts, 8, stop=False)
-    wanted = [LM(copied(lm, edit, s), lm.tokenizer, lm.layout, "copy").write([p], 8, stop=False)[0] for p, s in zip(prompts, owner)]
+    wanted = [
+        LM(copied(lm, edit, s), lm.tokenizer, lm.layout, "copy").write([p], 8, stop=False)[0]
+        for p, s in zip(prompts, owner, strict=True)
+    ]
     assert found == wanted
     assert len(set(found)) > 1
 
@@ -180,7 +190,9 @@ def test_traced_factors_give_each_rows_gradient(lm: LM, family: str) -> None:
     factors = trace.factors(loss)
     for row, text in enumerate(texts):
         model = copy.deepcopy(lm.model).requires_grad_(True)
-        torch.nn.functional.cross_entropy(one_by_one(model, text), torch.tensor(text.answer), reduction="sum").backward()
+        torch.nn.functional.cross_entropy(
+            one_by_one(model, text), torch.tensor(text.answer), reduction="sum"
+        ).backward()
         for site, (u, delta) in factors.items():
             module = model.get_submodule(site)
             gradient = module.weight.grad.mT if isinstance(module, torch.nn.Linear) else module.weight.grad

@@ -17,6 +17,7 @@ LEVELS = (
     {"run"},
     {"configs"},
     {"training", "evaluation", "analysis", "reporting", "tracking", "regimes", "bundled"},
+    {"objectives"},
     {"editors"},
     {"instructions"},
     {"tasks", "lm"},

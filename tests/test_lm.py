@@ -9,7 +9,12 @@ from editkit.errors import UsageError
 from editkit.lm import LM, Layout, load
 from tests.conftest import FAMILIES
 
-TEXTS = [("The capital is", "Rome"), ("Hm", "a longer answer"), ("Who wrote this?", "I"), ("Köln or", "Ålesund, Norway")]
+TEXTS = [
+    ("The capital is", "Rome"),
+    ("Hm", "a longer answer"),
+    ("Who wrote this?", "I"),
+    ("Köln or", "Ålesund, Norway"),
+]
 
 
 @pytest.mark.parametrize("start", [0, 1, 3])

@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from editkit.edits import Dense, Edit, applied
 from editkit.editors.loss import edit_batch, nll_by_slot
+from editkit.edits import Dense, Edit, applied
 from editkit.errors import UsageError
 from editkit.lm import LM, weight
 from editkit.requests import EditRequest

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from editkit.edits import Edit
 from editkit.editors import Trainable
+from editkit.edits import Edit
 from editkit.instructions import Instructions
 from editkit.lm import LM
 from editkit.requests import EditRequest

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from editkit.edits import Edit, LowRank, traced
 from editkit.editors.loss import edit_batch, nll_by_slot
+from editkit.edits import Edit, LowRank, traced
 from editkit.lm import LM, weight
 from editkit.requests import EditRequest
 
@@ -144,7 +144,9 @@ class MEND(nn.Module):
 
     def gradient_factors(
         self, lm: LM, groups: Sequence[Sequence[EditRequest]]
-    ) -> dict[str, tuple[Float[Tensor, "slots rank d_in"], Float[Tensor, "slots rank d_out"], Bool[Tensor, "slots rank"]]]:
+    ) -> dict[
+        str, tuple[Float[Tensor, "slots rank d_in"], Float[Tensor, "slots rank d_out"], Bool[Tensor, "slots rank"]]
+    ]:
         """For each site ``u``, ``delta`` and which tokens are real: those where both are non-zero.
 
         The loss is the mean NLL of each slot's target tokens, so a slot's factors do not depend on its neighbours.

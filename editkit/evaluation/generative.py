@@ -55,7 +55,7 @@ def matches(said: str, aliases: Sequence[str]) -> tuple[bool, bool]:
 class Generative:
     """Scores edits by what the model writes.
 
-    - reliability, generalization, portability: the answer is one of the aliases (variant ``contains``: it contains one).
+    - reliability, generalization, portability: what is written is one of the aliases (``contains``: has one in it).
     - locality: base and edited model write the same answer.
 
     Attributes:

@@ -52,7 +52,7 @@ class Record:
 
 
 def questions(groups: Sequence[Sequence[EditRequest]]) -> list[Question]:
-    """All that is asked about ``groups``, slot by slot. Locality is asked bare; a request without rephrases gets none."""
+    """All that is asked about ``groups``, slot by slot; locality is asked bare."""
     found = []
     for slot, group in enumerate(groups):
         for request in group:

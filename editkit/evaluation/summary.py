@@ -40,9 +40,7 @@ def metric_names(record: Record) -> list[tuple[str, str]]:
     ]
 
 
-def summarise(
-    records: Iterable[Record], editor: str, regime: str, seed: int, resamples: int = 1000
-) -> list[Row]:
+def summarise(records: Iterable[Record], editor: str, regime: str, seed: int, resamples: int = 1000) -> list[Row]:
     """One row for each (task, protocol, metric).
 
     The unit is the edit: its questions in a category are averaged first, then edits, then categories (only portability

@@ -54,7 +54,9 @@ def outcomes(lm: LM, edit: Edit, rows: Sequence[tuple[int, Text]], at_once: int)
     return [outcome for outcome in found if outcome is not None]
 
 
-def _outcome(base: Tensor, edited: Tensor, kl: Float[Tensor, " answer"], log_prob: Tensor, base_prob: Tensor) -> Outcome:
+def _outcome(
+    base: Tensor, edited: Tensor, kl: Float[Tensor, " answer"], log_prob: Tensor, base_prob: Tensor
+) -> Outcome:
     means = (float(x.mean()) for x in (kl, log_prob, base_prob))
     return Outcome(tuple(base.tolist()), tuple(edited.tolist()), *means)
 

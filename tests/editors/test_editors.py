@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.edits import applied
 from editkit.editors import Editor, Trainable
 from editkit.editors.ft import FineTuning
 from editkit.editors.ke import KE
 from editkit.editors.mend import MEND
+from editkit.edits import applied
 from editkit.lm import LM
+from editkit.objectives import Objective
 from editkit.regimes import Batch, Sequential, Single
 from editkit.requests import EditRequest
-from editkit.training import Objective
 from tests.conftest import SITES
 
 DOWN = {"llama": "-2.mlp.down_proj", "gpt2": "-2.mlp.c_proj"}

@@ -13,8 +13,9 @@ from torch import Tensor
 from editkit.editors.ke import KE, ConditionReader, Gates
 from editkit.errors import UsageError
 from editkit.lm import LM, Text
+from editkit.objectives import Constrained, Objective
 from editkit.requests import EditRequest
-from editkit.training import Constrained, Objective, Trainer, restore
+from editkit.training import Trainer, restore
 from tests.conftest import SITES
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from editkit.edits import Edit
 from editkit.editors.ft import FineTuning
+from editkit.edits import Edit
 from editkit.evaluation import Protocols
 from editkit.evaluation.generative import (
     Fluency,
@@ -79,7 +79,9 @@ def test_teacher_forced_is_the_slow_way(lm: LM, edited: Edit, told: list[EditReq
             base, _ = logits(lm, record.prompt, "that")
             after, _ = logits(copied, record.prompt, "that")
             assert record.scores[""] == pytest.approx(float((base.argmax(-1) == after.argmax(-1)).double().mean()))
-            kl = torch.nn.functional.kl_div(after.log_softmax(-1), base.log_softmax(-1), log_target=True, reduction="none")
+            kl = torch.nn.functional.kl_div(
+                after.log_softmax(-1), base.log_softmax(-1), log_target=True, reduction="none"
+            )
             assert record.scores["kl"] == pytest.approx(float(kl.sum(-1).mean()), rel=1e-5, abs=1e-9)
             checked += 1
         elif record.measure == "target_known":
@@ -129,7 +131,9 @@ def test_base_answers_are_written_once(lm: LM, edited: Edit, told: list[EditRequ
 
 
 def test_without_an_edit_nothing_changes(lm: LM, edited: Edit, told: list[EditRequest]) -> None:
-    none = Edit({site: type(rule)(**{n: t * 0 for n, t in rule.tensors().items()}) for site, rule in edited.rules.items()}, 3)
+    none = Edit(
+        {site: type(rule)(**{n: t * 0 for n, t in rule.tensors().items()}) for site, rule in edited.rules.items()}, 3
+    )
     every = Protocols({"a": TeacherForced(), "b": Generative(tokens=4), "c": Fluency(tokens=4), "d": None})
     for record in every.score(lm, none, [[request] for request in told]):
         if record.measure == "locality":

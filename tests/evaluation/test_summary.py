@@ -7,7 +7,9 @@ from editkit.evaluation.records import Record
 from editkit.evaluation.summary import interval, metric_names, summarise
 
 
-def record(request: str, measure: str, value: float, asked: str = "same", category: str = "", **variants: float) -> Record:
+def record(
+    request: str, measure: str, value: float, asked: str = "same", category: str = "", **variants: float
+) -> Record:
     scores = {"": value, **variants}
     return Record(request, "toy", "teacher_forced", measure, asked, category, "p", "a", "b", "e", scores)
 
@@ -51,7 +53,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     for trial in range(300):
         _, low, high = interval(generator.binomial(1, 0.7, size=(60, 1)).astype(float), 400, trial)
         inside += low <= 0.7 <= high
-    # 95 % nominal; the percentile bootstrap of 60 records is known to fall a little short, and 300 trials scatter by 1.3 %.
+    # 95 % nominal; the percentile bootstrap of 60 records falls a little short, and 300 trials scatter by 1.3 %.
     assert 0.89 <= inside / 300 <= 0.98
 
 
