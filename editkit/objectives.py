@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from editkit.edits import Edit, applied
-from editkit.errors import UsageError
+from editkit.errors import check_choice
 from editkit.lm import LM, Batch, Text
 from editkit.requests import EditRequest, Probe
 
@@ -44,9 +44,9 @@ class Objective:
     locality_positions: str = "corrected"
 
     def __post_init__(self) -> None:
-        _check("outer", self.outer, ("edit", "rephrase", "both", "either"))
-        _check("asked", self.asked, ("instructed", "bare", "both"))
-        _check("locality_positions", self.locality_positions, ("corrected", "faithful"))
+        check_choice("outer", self.outer, ("edit", "rephrase", "both", "either"))
+        check_choice("asked", self.asked, ("instructed", "bare", "both"))
+        check_choice("locality_positions", self.locality_positions, ("corrected", "faithful"))
 
     def __call__(
         self, lm: LM, edit: Edit, requests: Sequence[EditRequest], draw: random.Random
@@ -156,8 +156,3 @@ class Constrained(Objective):
         if scores["success"] <= self.enough:
             return self
         return replace(self, margin=max(self.least_margin, self.margin * self.shrink))
-
-
-def _check(key: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{key} is {value!r}, but must be one of {', '.join(allowed)}.")

@@ -2,12 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from editkit.editors import Editor, Groups
 from editkit.edits import Edit, added, applied
 from editkit.errors import UsageError
 from editkit.lm import LM, chunks
 from editkit.requests import EditRequest
+
+
+class Regime(Protocol):
+    """Turns a task's requests into edits, each with the groups of requests that its slots hold."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, editor: Editor, lm: LM, requests: Sequence[EditRequest]) -> Iterator[tuple[Edit, Groups]]: ...
 
 
 @dataclass(frozen=True)

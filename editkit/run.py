@@ -18,10 +18,11 @@ from editkit import __version__
 from editkit.configs import instantiate
 from editkit.editors import Editor, Instructed, Trainable
 from editkit.errors import UsageError
-from editkit.evaluation import VERSION, Evaluator
+from editkit.evaluation import VERSION, Protocols
 from editkit.evaluation.records import Record
 from editkit.evaluation.summary import Row, interval, summarise
 from editkit.lm import LM
+from editkit.regimes import Regime
 from editkit.requests import EditRequest
 from editkit.tasks import Splits
 from editkit.tracking import Log, RunFolder, replace
@@ -45,7 +46,7 @@ def run(config: DictConfig) -> None:
         lm = load_model(config)
         write_inputs(folder, lm, splits)
         done = {row["editor"] for row in folder.results()}
-        editors = {config.run.editor: config.editor, **config.baselines}
+        editors = {config.run.editor: None, **config.baselines, config.run.editor: config.editor}
         for name, settings in editors.items():
             if name in done:
                 continue
@@ -102,8 +103,8 @@ def told(editor: object, requests: Sequence[EditRequest]) -> list[EditRequest]:
 def test(
     lm: LM,
     editor: Editor,
-    regime: Any,
-    evaluator: Evaluator,
+    regime: Regime,
+    evaluator: Protocols,
     requests: Sequence[EditRequest],
     name: str,
     seed: int,
@@ -136,8 +137,7 @@ def test(
 def cost(seconds: Sequence[float], edits: int, name: str, task: str, regime: str, seed: int) -> list[Row]:
     """Wall time an edit, and the peak memory of the process (GPU: of its device) so far, as rows of ``results.csv``."""
     mean, low, high = interval(np.array(seconds)[:, None], 1000, seed)
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident()
-    peak /= 2**20
+    peak = (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident()) / 2**20
     return [
         Row(name, task, regime, "cost", "seconds_per_edit", mean, low, high, edits, seed),
         Row(name, task, regime, "cost", "peak_memory_mib", peak, peak, peak, edits, seed),

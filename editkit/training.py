@@ -225,7 +225,11 @@ def save(file: Path, lm: LM, tensors: Mapping[str, Tensor], about: Mapping[str, 
     file.parent.mkdir(parents=True, exist_ok=True)
     header = {"model": lm.fingerprint(), "state": json.dumps(about)}
     partial = file.with_suffix(".partial")
-    save_file({key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}, partial, header)
+    try:
+        save_file({key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}, partial, header)
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"Cannot write {file} ({error}): free some space, then go on with run.resume.") from error
     partial.replace(file)
 
 

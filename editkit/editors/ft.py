@@ -12,11 +12,9 @@ from torch import Tensor
 
 from editkit.editors.loss import edit_batch, nll_by_slot
 from editkit.edits import Dense, Edit, applied
-from editkit.errors import UsageError
+from editkit.errors import check_choice
 from editkit.lm import LM, weight
 from editkit.requests import EditRequest
-
-LOSSES = ("prompt_last", "target")
 
 
 class FineTuning:
@@ -42,8 +40,7 @@ class FineTuning:
         enough: float = 1e-2,
         clamp: float = 5e-4,
     ) -> None:
-        if loss not in LOSSES:
-            raise UsageError(f"editor.loss is {loss!r}, but must be one of {', '.join(LOSSES)}.")
+        check_choice("editor.loss", loss, ("prompt_last", "target"))
         (self.site,) = lm.sites([site])
         self.loss, self.lr, self.steps, self.enough, self.clamp = loss, lr, steps, enough, clamp
 

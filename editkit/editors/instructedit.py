@@ -5,7 +5,7 @@ editing gradient is taken of; the editor underneath is another method's, MEND's 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -29,7 +29,12 @@ class InstructEdit(nn.Module):
     """
 
     def __init__(
-        self, lm: LM, editor: Callable[[LM], Trainable], descriptions: str, draw: str | int = "seen", seed: int = 0
+        self,
+        lm: LM,
+        editor: Callable[[LM], Trainable],
+        descriptions: str,
+        draw: Literal["seen", "unseen"] | int = "seen",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.editor = editor(lm)

@@ -22,11 +22,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 from editkit.editors.loss import edit_batch, nll_by_slot
 from editkit.edits import Edit, LowRank, Seats, traced
-from editkit.errors import UsageError
+from editkit.errors import UsageError, check_choice
 from editkit.lm import LM, weight
 from editkit.requests import EditRequest
-
-SIDES = ("inputs", "outputs")
 
 
 class ConditionReader(nn.Module):
@@ -108,8 +106,7 @@ class KE(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if softmax_over not in SIDES:
-            raise UsageError(f"editor.softmax_over is {softmax_over!r}, but must be one of {', '.join(SIDES)}.")
+        check_choice("editor.softmax_over", softmax_over, ("inputs", "outputs"))
         if min(hidden, condition) < 1:
             raise UsageError(f"editor.hidden is {hidden}, editor.condition {condition}, but both must be at least 1.")
         shapes = {site: weight(module).shape for site, module in lm.sites(sites).items()}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from editkit.editors.loss import edit_batch, nll_by_slot
 from editkit.edits import Edit, LowRank, traced
+from editkit.errors import check_choice
 from editkit.lm import LM, weight
 from editkit.requests import EditRequest
 
@@ -122,17 +123,22 @@ class MEND(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_choice("editor.step_size_training", step_size_training, ("corrected", "faithful"))
         modules = lm.sites(sites)
         self.sites = tuple(modules)
         self.lr = lr
         self.step_size_lr = step_size_lr if step_size_training == "corrected" else lr
-        shapes = {name: tuple(weight(module).shape) for name, module in modules.items()}
-        sharing = {shape: [name for name in modules if shapes[name] == shape] for shape in shapes.values()}
-        self.network_of = {name: (f"{s[0]}x{s[1]}", sharing[s].index(name)) for name, s in shapes.items()}
+        sharing: dict[tuple[int, int], list[str]] = {}
+        for name, module in modules.items():
+            d_in, d_out = weight(module).shape
+            sharing.setdefault((d_in, d_out), []).append(name)
         generator = torch.Generator().manual_seed(seed)
-        self.networks = nn.ModuleDict(
-            {f"{s[0]}x{s[1]}": FactorNetwork(*s, len(names), layers, rank, generator) for s, names in sharing.items()}
-        )
+        self.networks = nn.ModuleDict()
+        self.network_of: dict[str, tuple[str, int]] = {}
+        for (d_in, d_out), names in sharing.items():
+            key = f"{d_in}x{d_out}"
+            self.networks[key] = FactorNetwork(d_in, d_out, len(names), layers, rank, generator)
+            self.network_of |= {name: (key, mode) for mode, name in enumerate(names)}
         self.step_sizes = nn.Parameter(torch.full((len(self.sites),), step_size))
         self.to(lm.device)
 

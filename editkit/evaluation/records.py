@@ -56,6 +56,7 @@ def questions(groups: Sequence[Sequence[EditRequest]]) -> list[Question]:
     found = []
     for slot, group in enumerate(groups):
         for request in group:
+            changed: list[tuple[str, str, str, tuple[str, ...]]]
             changed = [("reliability", "", request.prompt, (request.target,))]
             changed += [("generalization", "", rephrase, (request.target,)) for rephrase in request.rephrases]
             for category, probes in request.portability.items():
