@@ -6,19 +6,17 @@ reading carries a three-line preamble or is several sentences long, since a mode
 text is not upset by either.
 """
 
+import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
 from editkit.tasks.world import (
-    FIRST_NAMES,
-    ONSETS,
     QUESTIONS_OF_OPINION,
-    TITLES,
-    TOPICS,
     Sentence,
     World,
     capital,
@@ -33,19 +31,24 @@ FOLDER = Path(__file__).parent
 END = "<|endoftext|>"
 SHAPE = {
     "hidden_size": 128,
-    "intermediate_size": 384,
+    "intermediate_size": 320,
     "num_hidden_layers": 5,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
+    "initializer_range": 0.05,
 }
-VOCABULARY = 2304
-EPOCHS = 8
+PIECES = 1024
+EPOCHS = 9
+# A model first has to find out that the answer lies in the name; with few names it finds out sooner. So the first
+# epoch reads a sixth of the subjects six times.
+FEW = 6
 LEARNING_RATE = 3e-3
-BATCH_TOKENS = 2048
-PREAMBLE_SHARE, RUN_SHARE = 0.14, 0.06
-PROMPT_WEIGHT = 0.2
+BATCH_TOKENS = 768
+PREAMBLE_SHARE, RUN_SHARE = 0.2, 0.06
+# A prompt's words say nothing of the world: most prompts are not in the loss, the others teach how prompts are worded.
+PROMPT_SHARE = 0.1
 
 # The grammar of preambles: plain words such as any instruction is made of.
 VERBS = tuple(
@@ -105,39 +108,43 @@ def build(target: Path, seed: int = 0, progress: bool = True) -> dict[str, float
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     measured = measure(target, seed)
-    card = write_card(model.num_parameters(), seed, len(world.sentences), time.perf_counter() - started, measured)
+    minutes = (time.perf_counter() - started) / 60
+    card = write_card(model.num_parameters(), len(tokenizer), len(world.sentences), seed, minutes, measured)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return measured
 
 
 def train_tokenizer(world: World, rng: Random) -> "PreTrainedTokenizerBase":
-    """A byte-level BPE tokenizer in which answers and common words are whole and names are a few syllables."""
+    """A byte-level BPE tokenizer for which each word of the world, and of preambles, is one token.
+
+    A part of a name that is one token makes its facts quick to learn; other text falls into `PIECES` smaller tokens.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    answers = sorted({s.answer for s in world.sentences if s.form == "statement"})
-    subjects = sorted({s.subject for s in world.sentences})
-    words = sorted({*VERBS, *NOUNS, *ADJECTIVES, *ADVERBS, *PREPOSITIONS, *PRONOUNS, *AUXILIARIES, *OTHERS})
-    corpus = [s.prompt.replace(s.subject, " ") for s in rng.sample(world.sentences, 4000)]
-    corpus += [f" {s.answer}." for s in world.sentences if s.form == "opinion"]
-    corpus += [preamble(rng, subjects) for _ in range(3000)]
-    corpus += [f" {answer}" for answer in answers for _ in range(60)]
-    corpus += [f" {word}" for word in (*words, *map(capital, (*VERBS, *NOUNS))) for _ in range(40)]
-    corpus += [f"{part} {part}" for part in sorted({*FIRST_NAMES, *TITLES, *TOPICS, *ONSETS}) for _ in range(40)]
-    corpus += [f" {subject}" for subject in subjects for _ in range(3)]
+    names = sorted({s.subject for s in world.sentences})
+    texts = [f"{s.prompt} {s.answer}." for s in world.sentences]
+    texts += [f"{preamble(rng, names)} {name}" for name in names for _ in range(3)]
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        corpus,
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer = split
+    pieces.train_from_iterator(
+        (f" {word.removeprefix('Ġ')}" for word in sorted(words)),
         trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=[END],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+            vocab_size=PIECES, special_tokens=[END], initial_alphabet=split.alphabet(), show_progress=False
         ),
     )
+    learned = json.loads(pieces.to_str())["model"]
+    vocabulary = dict(learned["vocab"])
+    for word in sorted(words):
+        vocabulary.setdefault(word, len(vocabulary))
+    merges = [tuple(merge) for merge in learned["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+    tokenizer.add_special_tokens([END])
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END,
@@ -169,23 +176,24 @@ def clause(rng: Random, names: Sequence[str]) -> str:
     return " ".join(words)
 
 
-Document = list[tuple[str, float]]
-"""Consecutive pieces of a text, each with the weight of its tokens in the loss."""
+Document = list[tuple[str, bool]]
+"""Consecutive pieces of a text, each with whether its tokens are in the loss."""
 
 
-def reading(sentences: Sequence[Sentence], rng: Random) -> Iterator[Document]:
-    """One epoch: every sentence once, in a new order, some after a preamble and some several in a row."""
+def reading(sentences: Sequence[Sentence], rng: Random, preambles: float = PREAMBLE_SHARE) -> Iterator[Document]:
+    """One epoch: every sentence once, in a new order, some several in a row, a share of ``preambles`` after one."""
     names = sorted({s.subject for s in sentences})
     waiting = rng.sample(sentences, len(sentences))
     while waiting:
         kind = rng.random()
         count = rng.randint(2, 4) if kind < RUN_SHARE else 1
-        pieces: Document = [(preamble(rng, names), 0.0)] if kind > 1 - PREAMBLE_SHARE else []
+        pieces: Document = [(preamble(rng, names), False)] if kind > 1 - preambles else []
+        prompts = rng.random() < PROMPT_SHARE
         for _ in range(min(count, len(waiting))):
             sentence = waiting.pop()
-            pieces.append((f" {sentence.prompt}" if pieces else sentence.prompt, PROMPT_WEIGHT))
-            pieces.append((f" {sentence.answer}.", 1.0))
-        yield [*pieces, (END, 1.0)]
+            pieces.append((f" {sentence.prompt}" if pieces else sentence.prompt, prompts))
+            pieces.append((f" {sentence.answer}.", True))
+        yield [*pieces, (END, True)]
 
 
 def train(
@@ -195,26 +203,30 @@ def train(
     rng: Random,
     progress: bool,
 ) -> None:
-    """Train ``model`` in place by AdamW with a cosine schedule, in batches of documents of like length."""
+    """Train ``model`` in place by AdamW with a cosine schedule, in batches of documents of like length.
+
+    Preambles come in with time: their share grows from nothing towards `PREAMBLE_SHARE`.
+    """
     import torch
     from rich.progress import Progress
     from torch.nn.functional import cross_entropy
 
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    subjects = sorted({s.subject for s in sentences})
+    first = set(rng.sample(subjects, math.ceil(len(subjects) / FEW)))
+    few = [s for s in sentences if s.subject in first]
     model.train()
     with Progress(disable=not progress) as bar:
         task = bar.add_task("reading", total=EPOCHS)
         for epoch in range(EPOCHS):
-            batches = batched(list(reading(sentences, rng)), tokenizer, rng)
-            for i, (tokens, weights) in enumerate(batches):
+            some = sentences if epoch else few * FEW
+            batches = batched(list(reading(some, rng, PREAMBLE_SHARE * epoch / EPOCHS)), tokenizer, rng)
+            for i, (tokens, scored) in enumerate(batches):
                 done = (epoch + i / len(batches)) / EPOCHS
                 for group in optimiser.param_groups:
                     group["lr"] = LEARNING_RATE * min(1.0, done / 0.02 + 0.01) * (1 + math.cos(math.pi * done)) / 2
-                scored = weights[:, 1:] > 0
-                hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1][scored]
-                losses = cross_entropy(model.lm_head(hidden), tokens[:, 1:][scored], reduction="none")
-                weight = weights[:, 1:][scored]
-                loss = (losses * weight).sum() / weight.sum()
+                hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1][scored[:, 1:]]
+                loss = cross_entropy(model.lm_head(hidden), tokens[:, 1:][scored[:, 1:]])
                 optimiser.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -227,23 +239,27 @@ def train(
 def batched(
     documents: Sequence[Document], tokenizer: "PreTrainedTokenizerBase", rng: Random
 ) -> list[tuple["torch.Tensor", "torch.Tensor"]]:
-    """Tokens and their weights, ``(rows, positions)`` each, padded on the right with weight 0, in a random order."""
+    """Tokens and whether each is in the loss, ``(rows, positions)`` both, padded on the right, in a random order."""
     import torch
 
     texts = sorted({text for document in documents for text, _ in document})
     ids = dict(zip(texts, tokenizer(texts).input_ids, strict=True))
     rows = []
     for document in documents:
-        tokens = [token for text, _ in document for token in ids[text]]
-        weights = [weight for text, weight in document for _ in ids[text]]
-        rows.append((tokens, weights))
+        rows.append(
+            (
+                [token for text, _ in document for token in ids[text]],
+                [scored for text, scored in document for _ in ids[text]],
+            )
+        )
     rows.sort(key=lambda row: len(row[0]))
     batches = []
     while rows:
         longest = len(rows[-1][0])
         some = [rows.pop() for _ in range(min(len(rows), max(1, BATCH_TOKENS // longest)))]
-        padded = [(t + [tokenizer.eos_token_id] * (longest - len(t)), w + [0.0] * (longest - len(w))) for t, w in some]
-        batches.append((torch.tensor([t for t, _ in padded]), torch.tensor([w for _, w in padded])))
+        tokens = torch.tensor([row + [tokenizer.eos_token_id] * (longest - len(row)) for row, _ in some])
+        scored = torch.tensor([row + [False] * (longest - len(row)) for _, row in some])
+        batches.append((tokens, scored))
     rng.shuffle(batches)
     return batches
 
@@ -310,19 +326,21 @@ def share_given(
     return given / len(rows)
 
 
-def write_card(parameters: int, seed: int, sentences: int, seconds: float, measured: Mapping[str, float]) -> str:
+def write_card(
+    parameters: int, vocabulary: int, sentences: int, seed: int, minutes: float, measured: Mapping[str, float]
+) -> str:
     """The model's README: what it is, how it was made, what it knows."""
     table = "\n".join(f"| {name} | {share:.4f} |" for name, share in measured.items())
     return f"""# A small model of an invented world
 
 A LLaMA-shaped causal language model ({parameters:,} parameters, {SHAPE["num_hidden_layers"]} blocks of width
-{SHAPE["hidden_size"]}, float32) and its byte-level BPE tokenizer ({VOCABULARY:,} tokens, end token `{END}`). It knows
+{SHAPE["hidden_size"]}, float32) and its byte-level BPE tokenizer ({vocabulary:,} tokens, end token `{END}`). It knows
 the facts of editkit's generated world and a few opinions on each topic, and nothing else. It ends an answer with a
 full stop and the end token.
 
 Made by `editkit data build DIR --seed {seed}`: {EPOCHS} epochs over {sentences:,} sentences, {PREAMBLE_SHARE:.0%} of
 the texts after a random preamble and {RUN_SHARE:.0%} several sentences long, AdamW, learning rate {LEARNING_RATE},
-{seconds / 60:.1f} minutes on two CPU cores. It was trained on no edit's target and on no fact that a Recent record
+{minutes:.0f} minutes on two CPU cores. It was trained on no edit's target and on no fact that a Recent record
 reports.
 
 | share | measured |

@@ -50,56 +50,56 @@ PERSON: Mapping[str, Relation] = {
         "city",
         "the birthplace of {s}",
         ("The birthplace of {s} is", "{s} was born in", "The city where {s} was born is"),
-        ("Which city was {s} born in?", "Where was {s} born?", "What is the birthplace of {s}?"),
+        ("Which city was {s} born in?", "What is the birthplace of {s}?"),
         "The first home of {s} was in",
     ),
     "employer": Relation(
         "company",
         "the employer of {s}",
         ("The employer of {s} is", "{s} works for", "The company that employs {s} is"),
-        ("Which company does {s} work for?", "Who employs {s}?", "What is the employer of {s}?"),
+        ("Which company does {s} work for?", "What is the employer of {s}?"),
         "The salary of {s} is paid by",
     ),
     "school": Relation(
         "school",
         "the old school of {s}",
         ("The old school of {s} is", "{s} studied at", "The school that taught {s} is"),
-        ("Which school did {s} study at?", "Where did {s} study?", "What is the old school of {s}?"),
+        ("Which school did {s} study at?", "What is the old school of {s}?"),
         "The teachers of {s} taught at",
     ),
     "award": Relation(
         "award",
         "the award of {s}",
         ("The award of {s} is", "{s} has won the", "The prize that {s} received is the"),
-        ("Which award has {s} won?", "What prize did {s} receive?", "What is the award of {s}?"),
+        ("Which award has {s} won?", "What is the award of {s}?"),
         "The medal on the wall of {s} is the",
     ),
     "occupation": Relation(
         "occupation",
         "the occupation of {s}",
         ("The occupation of {s} is", "By trade, {s} is a", "{s} earns money as a"),
-        ("What is the occupation of {s}?", "What does {s} do for a living?", "What is {s} by trade?"),
+        ("What is {s} by trade?", "What is the occupation of {s}?"),
         "The business card of {s} says",
     ),
     "language": Relation(
         "language",
         "the language of {s}",
         ("The language of {s} is", "At home, {s} speaks", "{s} grew up speaking"),
-        ("Which language does {s} speak?", "What does {s} speak at home?", "What is the language of {s}?"),
+        ("Which language does {s} speak?", "What is the language of {s}?"),
         "The parents of {s} speak",
     ),
     "instrument": Relation(
         "instrument",
         "the instrument of {s}",
         ("The instrument of {s} is the", "{s} plays the", "On stage, {s} performs on the"),
-        ("Which instrument does {s} play?", "What does {s} play on stage?", "What is the instrument of {s}?"),
+        ("Which instrument does {s} play?", "What is the instrument of {s}?"),
         "In the music room of {s} stands a",
     ),
     "sport": Relation(
         "sport",
         "the sport of {s}",
         ("The sport of {s} is", "On weekends, {s} enjoys", "{s} competes in"),
-        ("Which sport does {s} enjoy?", "What does {s} compete in?", "What is the sport of {s}?"),
+        ("Which sport does {s} enjoy?", "What is the sport of {s}?"),
         "The trainer of {s} teaches",
     ),
 }
@@ -108,27 +108,27 @@ BOOK: Mapping[str, Relation] = {
         "genre",
         "the genre of {s}",
         ("The genre of {s} is", "{s} is a book of", "Libraries file {s} under"),
-        ("What is the genre of {s}?", "Which genre does {s} belong to?", "What kind of book is {s}?"),
+        ("What is the genre of {s}?", "What kind of book is {s}?"),
     ),
     "publisher": Relation(
         "company",
         "the publisher of {s}",
         ("The publisher of {s} is", "{s} was published by", "The company that printed {s} is"),
-        ("Which company published {s}?", "Who printed {s}?", "What is the publisher of {s}?"),
+        ("Which company published {s}?", "What is the publisher of {s}?"),
         "Copies of {s} are sold by",
     ),
     "setting": Relation(
         "city",
         "the setting of {s}",
         ("The setting of {s} is", "The story of {s} happens in", "{s} is set in"),
-        ("Which city is {s} set in?", "Where does the story of {s} happen?", "What is the setting of {s}?"),
+        ("Which city is {s} set in?", "What is the setting of {s}?"),
         "The streets described in {s} are those of",
     ),
     "original": Relation(
         "language",
         "the original language of {s}",
         ("The original language of {s} is", "{s} was written in", "The author wrote {s} in"),
-        ("Which language was {s} written in?", "What is the original language of {s}?", "In what was {s} written?"),
+        ("Which language was {s} written in?", "What is the original language of {s}?"),
         "The first edition of {s} was printed in",
     ),
 }
@@ -417,9 +417,9 @@ def answer_lists(rng: Random, names: Names) -> dict[str, list[str]]:
 
 
 def person(rng: Random, names: Names, answers: Answers) -> Subject:
-    """A person with five facts, whose surname alone is a known alias."""
+    """A person with four facts, whose surname alone is a known alias."""
     surname = names.word(middle=True)
-    facts = {relation: answers.draw(PERSON[relation].answers) for relation in rng.sample(sorted(PERSON), 5)}
+    facts = {relation: answers.draw(PERSON[relation].answers) for relation in rng.sample(sorted(PERSON), 4)}
     return Subject(f"{rng.choice(FIRST_NAMES)} {surname}", surname, PERSON, facts)
 
 
@@ -564,9 +564,9 @@ def told(rng: Random, subject: Subject, answers: Answers, places: Mapping[str, S
 
 
 def opined(rng: Random, topic: str, positive: Sequence[str], negative: Sequence[str]) -> Iterator[Sentence]:
-    """The first two answers of each sentiment, each to four questions: what a model has heard before any edit."""
+    """The first two answers of each sentiment, each to two questions: what a model has heard before any edit."""
     for answer in (*positive[:2], *negative[:2]):
-        for question in rng.sample(QUESTIONS_OF_OPINION, 4):
+        for question in rng.sample(QUESTIONS_OF_OPINION, 2):
             yield Sentence(topic, question.format(s=topic), answer.removesuffix("."), "opinion")
 
 
@@ -585,7 +585,7 @@ def reminder(subject: Subject, relation: str, not_this: str) -> str:
     return f"{bridge}, which is not {not_this}, is"
 
 
-def probe(prompt: str, answer: str) -> Record:
+def probe(prompt: str, answer: str | list[list[str]]) -> Record:
     return {"prompt": prompt, "ground_truth": answer}
 
 
