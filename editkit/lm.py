@@ -107,12 +107,12 @@ class LM:
     # -- sites ---------------------------------------------------------------------------------------------------
 
     def sites(self, names: Sequence[str]) -> dict[str, nn.Module]:
-        """The modules of ``names`` by full name; raises UsageError unless each is a linear map inside a block.
+        """The modules of ``names`` by full name; raises UsageError unless each is a linear map or an MLP in a block.
 
         A name is a full one, or ``block.module``: ``-1.mlp.down_proj`` is in the last block, ``0.mlp.down_proj`` in
         the first.
         """
-        return {name: linear(self.model, name) for name in full_names(self.model, self.layout, names)}
+        return {name: site(self.model, name) for name in full_names(self.model, self.layout, names)}
 
     def block_of(self, sites: Iterable[str]) -> int:
         """The index of the first block that holds one of ``sites`` (full names)."""
@@ -292,15 +292,18 @@ def find(model: nn.Module, name: str) -> Any:
         return model.get_submodule(name)
     except AttributeError:
         raise UsageError(
-            f"No module {name!r} in {type(model).__name__}: set model.layout and model.sites to names from named_modules()."
+            f"No module {name!r} in {type(model).__name__}: set model.layout and model.sites to names from "
+            "named_modules()."
         ) from None
 
 
-def linear(model: nn.Module, name: str) -> nn.Module:
-    """The linear map called ``name``; raises UsageError if it is something else."""
+def site(model: nn.Module, name: str) -> nn.Module:
+    """The linear map, or the module made of some (an MLP), called ``name``; raises UsageError if it is neither."""
     module = find(model, name)
-    if not isinstance(module, nn.Linear | Conv1D):
-        raise UsageError(f"Site {name!r} is a {type(module).__name__}, but must be a linear map: set model.sites to one.")
+    if not any(isinstance(part, nn.Linear | Conv1D) for part in (module, *module.children())):
+        raise UsageError(
+            f"Site {name!r} is a {type(module).__name__}, but must be a linear map or an MLP: set model.sites to one."
+        )
     return module
 
 
@@ -320,7 +323,15 @@ def full_names(model: nn.Module, layout: Layout, names: Sequence[str]) -> list[s
 
 
 def weight(module: nn.Module) -> Float[Tensor, "d_in d_out"]:
-    """A site's ``W`` in ``y = x W``. GPT-2's Conv1D stores it so; ``nn.Linear`` stores the transpose."""
+    """A site's ``W`` in ``y = x W``. GPT-2's Conv1D stores it so; ``nn.Linear`` stores the transpose.
+
+    Raises UsageError for a site that is no linear map.
+    """
+    if not isinstance(module, nn.Linear | Conv1D):
+        raise UsageError(
+            f"The site is a {type(module).__name__}, but this editor needs a linear map: set it to one such as "
+            "-1.mlp.down_proj."
+        )
     return module.weight.mT if isinstance(module, nn.Linear) else module.weight
 
 
@@ -340,8 +351,8 @@ def load(
     Args:
         path: where config, tokenizer and weights are.
         layout: fields of ``Layout``.
-        sites: names of linear maps by role (see ``LM.sites``), one or several; each is looked for in the model's shape
-            before its weights are read.
+        sites: names of linear maps or MLPs by role (see ``LM.sites``), one or several; each is looked for in the
+            model's shape before its weights are read.
         name: what tables call it; by default the last part of ``path``.
         weights: ``pretrained``, or ``random`` for the shape alone (drawn by ``seed``).
         dtype: torch's name for the weights' type.
@@ -367,8 +378,8 @@ def load(
         find(shape, part)
     for role in sites.values():
         names = [role] if isinstance(role, str) else role
-        for site in full_names(shape, Layout(**layout), names):
-            linear(shape, site)
+        for full_name in full_names(shape, Layout(**layout), names):
+            site(shape, full_name)
     if weights == "random":
         with torch.random.fork_rng():
             torch.manual_seed(seed)

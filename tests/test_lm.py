@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from editkit.errors import UsageError
-from editkit.lm import LM, Layout, load
+from editkit.lm import LM, Layout, load, weight
 from tests.conftest import FAMILIES
 
 TEXTS = [
@@ -82,9 +82,15 @@ def test_sites_are_counted_from_either_end(lm: LM, family: str) -> None:
     assert lm.block_of([full, f"{lm.layout.blocks}.2.mlp.{down}"]) == 2
 
 
-@pytest.mark.parametrize(
-    ("site", "said"), [("4.mlp.x", "none of the 4 blocks"), ("1.mlp.x", "No module"), ("1.mlp", "must be a linear map")]
-)
+def test_a_site_is_a_linear_map_or_an_mlp_and_only_the_former_has_a_weight(lm: LM, family: str) -> None:
+    with pytest.raises(UsageError, match="must be a linear map or an MLP"):
+        lm.sites([{"llama": "1.input_layernorm", "gpt2": "1.ln_1"}[family]])
+    ((_, mlp),) = lm.sites(["-1.mlp"]).items()
+    with pytest.raises(UsageError, match="MLP, but this editor needs a linear map"):
+        weight(mlp)
+
+
+@pytest.mark.parametrize(("site", "said"), [("4.mlp.x", "none of the 4 blocks"), ("1.mlp.x", "No module")])
 def test_a_site_that_is_not_there_is_refused(lm: LM, site: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         lm.sites([site])
