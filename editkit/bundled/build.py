@@ -6,16 +6,15 @@ reading carries a three-line preamble or is several sentences long, since a mode
 text is not upset by either.
 """
 
-import json
 import math
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
 from editkit.tasks.world import (
+    FIRST_NAMES,
     QUESTIONS_OF_OPINION,
     Sentence,
     World,
@@ -39,7 +38,7 @@ SHAPE = {
     "tie_word_embeddings": True,
     "initializer_range": 0.05,
 }
-PIECES = 1024
+VOCABULARY = 3584
 EPOCHS = 9
 # A model first has to find out that the answer lies in the name; with few names it finds out sooner. So the first
 # epoch reads a sixth of the subjects six times.
@@ -115,36 +114,35 @@ def build(target: Path, seed: int = 0, progress: bool = True) -> dict[str, float
 
 
 def train_tokenizer(world: World, rng: Random) -> "PreTrainedTokenizerBase":
-    """A byte-level BPE tokenizer for which each word of the world, and of preambles, is one token.
+    """A byte-level BPE tokenizer in which common words and most parts of names are whole.
 
-    A part of a name that is one token makes its facts quick to learn; other text falls into `PIECES` smaller tokens.
+    A name that ends in a token of its own makes its facts quick to learn.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    names = sorted({s.subject for s in world.sentences})
-    texts = [f"{s.prompt} {s.answer}." for s in world.sentences]
-    texts += [f"{preamble(rng, names)} {name}" for name in names for _ in range(3)]
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words = Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
+    answers = sorted({s.answer for s in world.sentences if s.form == "statement"})
+    subjects = sorted({s.subject for s in world.sentences})
+    words = sorted({*VERBS, *NOUNS, *ADJECTIVES, *ADVERBS, *PREPOSITIONS, *PRONOUNS, *AUXILIARIES, *OTHERS})
+    corpus = [s.prompt.replace(s.subject, " ") for s in rng.sample(world.sentences, 4000)]
+    corpus += [preamble(rng, subjects) for _ in range(3000)]
+    spoken = [s.answer for s in world.sentences if s.form == "opinion"]
+    names = {word for phrase in (*answers, *subjects, *spoken, *FIRST_NAMES) for word in phrase.split()}
+    corpus += [f" {word}" for word in sorted({*names, *words, *map(capital, (*VERBS, *NOUNS))}) for _ in range(60)]
+    corpus += [name for name in FIRST_NAMES for _ in range(60)]
 
-    pieces = Tokenizer(models.BPE())
-    pieces.pre_tokenizer = split
-    pieces.train_from_iterator(
-        (f" {word.removeprefix('Ġ')}" for word in sorted(words)),
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        corpus,
         trainers.BpeTrainer(
-            vocab_size=PIECES, special_tokens=[END], initial_alphabet=split.alphabet(), show_progress=False
+            vocab_size=VOCABULARY,
+            special_tokens=[END],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         ),
     )
-    learned = json.loads(pieces.to_str())["model"]
-    vocabulary = dict(learned["vocab"])
-    for word in sorted(words):
-        vocabulary.setdefault(word, len(vocabulary))
-    merges = [tuple(merge) for merge in learned["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
-    tokenizer.add_special_tokens([END])
-    tokenizer.pre_tokenizer = split
-    tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END,
@@ -334,14 +332,15 @@ def write_card(
     return f"""# A small model of an invented world
 
 A LLaMA-shaped causal language model ({parameters:,} parameters, {SHAPE["num_hidden_layers"]} blocks of width
-{SHAPE["hidden_size"]}, float32) and its byte-level BPE tokenizer ({vocabulary:,} tokens, end token `{END}`). It knows
-the facts of editkit's generated world and a few opinions on each topic, and nothing else. It ends an answer with a
-full stop and the end token.
+{SHAPE["hidden_size"]}, float32) and its byte-level BPE tokenizer ({vocabulary:,} tokens, end token `{END}`).
+It knows the facts of editkit's generated world and a few opinions on each topic, and nothing else.
+It ends an answer with a full stop and the end token.
 
-Made by `editkit data build DIR --seed {seed}`: {EPOCHS} epochs over {sentences:,} sentences, {PREAMBLE_SHARE:.0%} of
-the texts after a random preamble and {RUN_SHARE:.0%} several sentences long, AdamW, learning rate {LEARNING_RATE},
-{minutes:.0f} minutes on two CPU cores. It was trained on no edit's target and on no fact that a Recent record
-reports.
+Made by `editkit data build DIR --seed {seed}` in {minutes:.0f} minutes on two CPU cores:
+{EPOCHS} epochs over {sentences:,} sentences by AdamW with a learning rate of {LEARNING_RATE},
+a share of them after a random preamble (growing from none to {PREAMBLE_SHARE:.0%}),
+{RUN_SHARE:.0%} of the texts several sentences long.
+It was trained on no edit's target and on no fact that a Recent record reports.
 
 | share | measured |
 |---|---|
