@@ -84,6 +84,6 @@ class GRACE:
         labels = torch.full((len(owner), int((batch.position - first[batch.row]).max()) + 1), -1, device=rows.device)
         labels[batch.row, batch.position - first[batch.row]] = batch.labels
         seats = Seats.of(owner, rows.device)
-        radii = torch.where(seats.real, self.radius, -1).to(wide)
+        radii = torch.full(seats.real.shape, self.radius, dtype=wide, device=rows.device).masked_fill(~seats.real, -1)
         entries = Codebook(key[seats.rows].to(wide), value[seats.rows].to(wide), radii, labels[seats.rows])
         return reduce(Codebook.with_entry, entries.one_by_one())
