@@ -45,7 +45,7 @@ class CaliNet:
         gated: bool,
         width: int = 64,
         lr: float = 1e-2,
-        steps: int = 50,
+        steps: int = 200,
         enough: float = 1e-2,
         rephrases: bool = False,
         seed: int = 0,
