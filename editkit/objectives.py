@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from editkit.edits import Edit, applied
 from editkit.errors import check_choice
 from editkit.lm import LM, Batch, Text
 from editkit.requests import EditRequest, Probe
+
+Row = tuple[int, Text]
+"""A text and the slot it is asked of."""
 
 
 @dataclass(frozen=True)
@@ -62,30 +66,35 @@ class Objective:
         start = lm.block_of(edit.rules)
         sites = lm.sites(list(edit.rules))
         shift = int(self.locality_positions == "faithful")
+        scores = {
+            name: torch.zeros((), device=lm.device) for name in ("nll", "reliability", "success", "kl", "locality")
+        }
 
-        def edited(rows: Sequence[tuple[int, Text]], shift: int) -> tuple[Tensor, Batch, Tensor]:
-            batch = lm.batch([text for _, text in rows], start, shift)
-            with applied(sites, edit, [slot for slot, _ in rows]):
+        def edited(bucket: Sequence[Row], rows: int, shift: int) -> tuple[Tensor, Batch, Tensor]:
+            batch = lm.batch([text for _, text in bucket], start, shift)
+            with applied(sites, edit, [slot for slot, _ in bucket]):
                 logits = lm.logits(batch)
-            share = 1 / torch.bincount(batch.row)[batch.row] / len(rows)  # a mean of means
-            return logits, batch, share
+            return logits, batch, 1 / torch.bincount(batch.row)[batch.row] / rows  # sums to a mean of means
 
-        logits, batch, share = edited(outer, 0)
-        nll = (torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none") * share).sum()
-        right = logits.argmax(-1) == batch.labels
-        reliability = (right * share).sum()
-        success = 1 - batch.row[~right].unique().numel() / nll.new_tensor(len(outer))
-        kl, locality = nll.new_zeros(()), nll.new_ones(())
-        if local:
-            logits, _, share = edited(local, shift)
+        for bucket in buckets(outer):
+            logits, batch, share = edited(bucket, len(outer), 0)
+            right = logits.argmax(-1) == batch.labels
+            wrong = torch.zeros(len(bucket), device=lm.device).index_add(0, batch.row, (~right).float())
+            scores["nll"] = scores["nll"] + (cross_entropy(logits, batch.labels, reduction="none") * share).sum()
+            scores["reliability"] = scores["reliability"] + (right * share).sum()
+            scores["success"] = scores["success"] + (wrong == 0).sum() / len(outer)
+        for bucket in buckets(local):
+            logits, batch, share = edited(bucket, len(local), shift)
             with torch.no_grad():
-                texts = [text for _, text in local]
-                base = lm.logits(lm.batch(texts, start, shift)) if shift else lm.head(torch.cat(lm.base(texts, start)))
-            kl = ((base.log_softmax(-1).exp() * (base.log_softmax(-1) - logits.log_softmax(-1))).sum(-1) * share).sum()
-            locality = ((logits.argmax(-1) == base.argmax(-1)) * share).sum()
-        loss = self.edit_weight * nll + self.locality_weight * kl
-        shares = {"reliability": reliability, "success": success, "locality": locality}
-        return {"loss": loss, "nll": nll, "kl": kl, **shares}
+                texts = [text for _, text in bucket]
+                base = lm.logits(lm.batch(texts, start, 1)) if shift else lm.head(torch.cat(lm.base(texts, start)))
+                base = base.to(logits.dtype).log_softmax(-1)
+            kl = (base.exp() * (base - logits.log_softmax(-1))).sum(-1)
+            scores["kl"] = scores["kl"] + (kl * share).sum()
+            scores["locality"] = scores["locality"] + ((logits.argmax(-1) == base.argmax(-1)) * share).sum()
+        if not local:
+            scores["locality"] = scores["locality"] + 1
+        return {"loss": self.edit_weight * scores["nll"] + self.locality_weight * scores["kl"], **scores}
 
     def learned(self) -> dict[str, Any]:
         """The attributes that training moves, for checkpoints and curves; none here."""
@@ -156,3 +165,17 @@ class Constrained(Objective):
         if scores["success"] <= self.enough:
             return self
         return replace(self, margin=max(self.least_margin, self.margin * self.shrink))
+
+
+def buckets(rows: Sequence[Row], ratio: float = 1.5) -> list[list[Row]]:
+    """``rows`` split so that in each part the longest text is at most ``ratio`` times the shortest.
+
+    Texts with an instruction are several times as long as those without: padded together they would cost twice as much.
+    Within a part the rows of a slot stand together.
+    """
+    parts: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: len(row[1].ids)):
+        if not parts or len(row[1].ids) > ratio * len(parts[-1][0][1].ids):
+            parts.append([])
+        parts[-1].append(row)
+    return [sorted(part, key=lambda row: row[0]) for part in parts]

@@ -18,10 +18,10 @@ def edit_batch(lm: LM, groups: Sequence[Sequence[EditRequest]], start: int) -> t
 
 
 def nll_by_slot(
-    logits: Float[Tensor, "scored vocabulary"], batch: Batch, owner: Sequence[int], slots: int
+    logits: Float[Tensor, "scored vocabulary"], batch: Batch, owner: Sequence[int], slots: int, over: str = "mean"
 ) -> Float[Tensor, " slots"]:
-    """Mean negative log-likelihood of the answers' tokens (nats), over all the tokens of each slot's rows."""
+    """Negative log-likelihood of the answers' tokens (nats): the mean, or the sum, over each slot's tokens."""
     nll = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
     slot = torch.tensor(owner, device=nll.device)[batch.row]
     total = nll.new_zeros(slots).index_add(0, slot, nll)
-    return total / torch.bincount(slot, minlength=slots)
+    return total if over == "sum" else total / torch.bincount(slot, minlength=slots)

@@ -107,6 +107,8 @@ class MEND(nn.Module):
         step_size_lr: ``lr_W``'s own learning rate, used with ``step_size_training: corrected``.
         step_size_training: ``corrected`` trains ``lr_W`` at ``step_size_lr``; ``faithful`` at ``lr``, which is what the
             InstructEdit release does whatever its config says.
+        loss_over_tokens: whether the edit loss is the ``mean`` (the authors') or the ``sum`` over the target's tokens. With
+            the mean a long target's tokens each have a small gradient, which the normalisation does not undo.
         seed: seed of the networks' initial weights.
     """
 
@@ -120,10 +122,13 @@ class MEND(nn.Module):
         step_size: float = 1e-4,
         step_size_lr: float = 1e-4,
         step_size_training: str = "corrected",
+        loss_over_tokens: str = "mean",
         seed: int = 0,
     ) -> None:
         super().__init__()
         check_choice("editor.step_size_training", step_size_training, ("corrected", "faithful"))
+        check_choice("editor.loss_over_tokens", loss_over_tokens, ("mean", "sum"))
+        self.loss_over_tokens = loss_over_tokens
         modules = lm.sites(sites)
         self.sites = tuple(modules)
         self.lr = lr
@@ -160,7 +165,7 @@ class MEND(nn.Module):
         sites = lm.sites(self.sites)
         with torch.enable_grad(), traced(sites) as trace:
             batch, owner = edit_batch(lm, groups, lm.block_of(self.sites))
-            loss = nll_by_slot(lm.logits(batch), batch, owner, len(groups)).sum()
+            loss = nll_by_slot(lm.logits(batch), batch, owner, len(groups), self.loss_over_tokens).sum()
             factors = trace.factors(loss)
         return {site: by_slot(u, delta, owner, len(groups)) for site, (u, delta) in factors.items()}
 

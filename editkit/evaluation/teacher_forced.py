@@ -1,10 +1,9 @@
 """The protocol of published tables: prompt and answer in one forward pass, scored at the answer's positions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from editkit.edits import Edit, applied
@@ -14,29 +13,36 @@ from editkit.requests import EditRequest
 
 PROTOCOL = "teacher_forced"
 
+Row = tuple[int, Text]
+"""A text and the slot it is asked of."""
+
 
 @dataclass(frozen=True)
 class Outcome:
     """What base and edited model make of one text's answer.
 
-    ``base`` and ``edited`` are the predicted tokens; ``kl`` is KL(base ‖ edited) in nats and ``log_prob`` the answer's
-    log-probability under the edited model, ``base_log_prob`` under the base, each a mean over the answer's tokens.
+    ``base`` and ``edited`` are the predicted tokens. Where they were asked for: ``kl`` is KL(base ‖ edited) in nats,
+    ``log_prob`` the answer's log-probability under the edited model and ``base_log_prob`` under the base, each a mean
+    over the answer's tokens.
     """
 
     base: tuple[int, ...]
     edited: tuple[int, ...]
-    kl: float
-    log_prob: float
-    base_log_prob: float
+    kl: float = 0.0
+    log_prob: float = 0.0
+    base_log_prob: float = 0.0
 
 
 @torch.no_grad()
-def outcomes(lm: LM, edit: Edit, rows: Sequence[tuple[int, Text]], at_once: int) -> list[Outcome]:
-    """The outcome of each (slot, text), in order. Texts of similar length run together, ``at_once`` of them."""
+def outcomes(lm: LM, edit: Edit, rows: Sequence[Row], at_once: int, likelihoods: bool) -> list[Outcome]:
+    """The outcome of each (slot, text), in order. Texts of similar length run together, ``at_once`` of them.
+
+    ``likelihoods`` asks for the numbers that need the whole distribution, which costs more than the rest.
+    """
     names = list(edit.rules)
     start, sites = lm.block_of(names), lm.sites(names)
     by_length = sorted(range(len(rows)), key=lambda index: (len(rows[index][1].ids), rows[index][0]))
-    found: list[Outcome | None] = [None] * len(rows)
+    found: list[Outcome] = [Outcome((), ())] * len(rows)
     for chunk in chunks(by_length, at_once):
         chunk = sorted(chunk, key=lambda index: rows[index][0])  # rows of a slot side by side
         texts = [rows[index][1] for index in chunk]
@@ -44,21 +50,15 @@ def outcomes(lm: LM, edit: Edit, rows: Sequence[tuple[int, Text]], at_once: int)
         batch = lm.batch(texts, start)
         with applied(sites, edit, [rows[index][0] for index in chunk]):
             edited = lm.logits(batch)
-        base, edited = base.to(edited.dtype).log_softmax(-1), edited.log_softmax(-1)
-        kl = (base.exp() * (base - edited)).sum(-1)
-        said = [logits.gather(-1, batch.labels[:, None])[:, 0] for logits in (edited, base)]
-        lengths = [len(text.answer) for text in texts]
-        columns = [base.argmax(-1), edited.argmax(-1), kl, *said]
-        for index, parts in zip(chunk, zip(*(column.split(lengths) for column in columns), strict=True), strict=True):
-            found[index] = _outcome(*parts)
-    return [outcome for outcome in found if outcome is not None]
-
-
-def _outcome(
-    base: Tensor, edited: Tensor, kl: Float[Tensor, " answer"], log_prob: Tensor, base_prob: Tensor
-) -> Outcome:
-    means = (float(x.mean()) for x in (kl, log_prob, base_prob))
-    return Outcome(tuple(base.tolist()), tuple(edited.tolist()), *means)
+        columns = [base.argmax(-1), edited.argmax(-1)]
+        if likelihoods:
+            base, edited = base.to(edited.dtype).log_softmax(-1), edited.log_softmax(-1)
+            kl = (base.exp() * (base - edited)).sum(-1)
+            columns += [kl, *(x.gather(-1, batch.labels[:, None])[:, 0] for x in (edited, base))]
+        parts = [column.split([len(text.answer) for text in texts]) for column in columns]
+        for index, (said, now, *numbers) in zip(chunk, zip(*parts, strict=True), strict=True):
+            found[index] = Outcome(tuple(said.tolist()), tuple(now.tolist()), *(float(x.mean()) for x in numbers))
+    return found
 
 
 @dataclass(frozen=True)
@@ -77,36 +77,36 @@ class TeacherForced:
         rows: texts that run at once.
     """
 
-    rows: int = 256
+    rows: int = 128
 
     def score(self, lm: LM, edit: Edit, groups: Sequence[Sequence[EditRequest]]) -> list[Record]:
         asked = questions(groups)
-        rows = [
-            (q.slot, lm.text(q.prompt, answer))
-            for q in asked
-            for answer in (q.answers[:1] if q.measure == "locality" else q.answers)
-        ]
+        changed = [question for question in asked if question.measure != "locality"]
+        kept = [question for question in asked if question.measure == "locality"]
         opinions = [(slot, r, r.opinions) for slot, group in enumerate(groups) for r in group if r.opinions is not None]
+
+        every = self._seen(lm, edit, [(q.slot, lm.text(q.prompt, a)) for q in changed for a in q.answers], False)
+        records = [record for q in changed for record in self._answered(lm, q, [next(every) for _ in q.answers])]
+        every = self._seen(lm, edit, [(q.slot, lm.text(q.prompt, q.answers[0])) for q in kept], True)
+        for question, (_, seen) in zip(kept, every, strict=True):
+            scores = {"": _share(seen.base, seen.edited), "kl": seen.kl}
+            records.append(self._record(lm, question, question.answers[0], seen, scores))
         spoken = [(s, lm.text(r.instruction + r.prompt, a)) for s, r, o in opinions for a in (*o.wanted, *o.other)]
-        every = iter(zip(rows + spoken, outcomes(lm, edit, rows + spoken, self.rows), strict=True))
-        records = []
-        for question in asked:
-            aliases = 1 if question.measure == "locality" else len(question.answers)
-            records += self._records(lm, question, [next(every) for _ in range(aliases)])
+        every = self._seen(lm, edit, spoken, True)
         for _, request, both in opinions:
             wanted = [next(every)[1] for _ in both.wanted]
             other = [next(every)[1] for _ in both.other]
             records.append(self._success(request, wanted, other))
         return records
 
-    def _records(self, lm: LM, question: Question, asked: list[tuple[tuple[int, Text], Outcome]]) -> list[Record]:
-        if question.measure == "locality":
-            (_, text), seen = asked[0]
-            scores = {"": _share(seen.base, seen.edited), "kl": seen.kl}
-            return [self._record(lm, question, question.answers[0], seen, scores)]
-        shares = [_share(text.answer, seen.edited) for (_, text), seen in asked]
+    def _seen(self, lm: LM, edit: Edit, rows: Sequence[Row], likelihoods: bool) -> Iterator[tuple[Text, Outcome]]:
+        found = outcomes(lm, edit, rows, self.rows, likelihoods)
+        return iter([(text, outcome) for (_, text), outcome in zip(rows, found, strict=True)])
+
+    def _answered(self, lm: LM, question: Question, asked: Sequence[tuple[Text, Outcome]]) -> list[Record]:
+        shares = [_share(text.answer, seen.edited) for text, seen in asked]
         best = shares.index(max(shares))
-        (_, text), seen = asked[best]
+        text, seen = asked[best]
         scores = {"": shares[best], "exact": float(text.answer == seen.edited)}
         records = [self._record(lm, question, question.answers[best], seen, scores)]
         if question.measure == "reliability" and question.asked != "instructed":
