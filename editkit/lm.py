@@ -62,19 +62,25 @@ class Layout:
 
 
 class Trunk:
-    """Hidden states under block ``start``, computed once for each text and kept as rows of growing chunks."""
+    """Hidden states under one block, computed once for each text: rows of a table that doubles when it is full."""
 
     def __init__(self) -> None:
         self.where: dict[tuple[int, ...], int] = {}
-        self.states: Tensor | None = None
+        self.states = torch.empty(0)
+        self.used = 0
 
     def add(self, texts: Sequence[tuple[int, ...]], states: Sequence[Tensor]) -> None:
-        offset = 0 if self.states is None else len(self.states)
+        new = torch.cat(list(states))
+        needed = self.used + len(new)
+        if needed > len(self.states):
+            table = new.new_empty(max(needed, 2 * len(self.states)), new.shape[-1])
+            if self.used:
+                table[: self.used] = self.states[: self.used]
+            self.states = table
+        self.states[self.used : needed] = new
         for ids in texts:
-            self.where[ids] = offset
-            offset += len(ids)
-        old = [] if self.states is None else [self.states]
-        self.states = torch.cat([*old, *states])
+            self.where[ids] = self.used
+            self.used += len(ids)
 
 
 class LM:
@@ -175,7 +181,6 @@ class LM:
         ``shift`` moves the scored positions (and their labels) that many tokens to the right, within the text.
         """
         trunk = self._filled([text.ids for text in texts], start)
-        assert trunk.states is not None
         longest = max(len(text.ids) for text in texts)
         offset = torch.tensor([trunk.where[text.ids] for text in texts])
         last = torch.tensor([len(text.ids) - 1 for text in texts])
