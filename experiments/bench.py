@@ -238,7 +238,10 @@ class OneByOne:
             base, logits_of(self.model, local, weights)
         )
         for parameter, gradient in zip(self.parameters, torch.autograd.grad(loss, self.parameters), strict=True):
-            parameter.grad = gradient * share if parameter.grad is None else parameter.grad + gradient * share
+            if parameter.grad is None:
+                parameter.grad = gradient.mul_(share)
+            else:
+                parameter.grad.add_(gradient, alpha=share)
         return loss.item()
 
 
