@@ -44,7 +44,7 @@ def light(*words: str) -> tuple[int, str, set[str]]:
         (
             ["run", "trainer.steps=many"],
             2,
-            "editkit: trainer.steps is 'many', but must be a whole number such as 500\n",
+            "editkit: trainer.steps is 'many', but must be a whole number such as ",
         ),
         (["run", "editor=mendd"], 2, "did you mean mend?\n"),
         (["run", "run.resume=nowhere"], 2, "that is no run's folder: it has no config.yaml\n"),

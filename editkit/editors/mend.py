@@ -107,8 +107,8 @@ class MEND(nn.Module):
         step_size_lr: ``lr_W``'s own learning rate, used with ``step_size_training: corrected``.
         step_size_training: ``corrected`` trains ``lr_W`` at ``step_size_lr``; ``faithful`` at ``lr``, which is what the
             InstructEdit release does whatever its config says.
-        loss_over_tokens: whether the edit loss is the ``mean`` (the authors') or the ``sum`` over the target's tokens. With
-            the mean a long target's tokens each have a small gradient, which the normalisation does not undo.
+        loss_over_tokens: whether the edit loss is the ``mean`` (the authors') or the ``sum`` over the target's tokens.
+            With the mean a long target's tokens each have a small gradient, which the normalisation does not undo.
         seed: seed of the networks' initial weights.
     """
 
