@@ -480,8 +480,3 @@ def traced(sites: Mapping[str, nn.Module]) -> Iterator[Trace]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def added(edits: Sequence[Edit]) -> Edit:
-    """All ``edits`` in the same slots, added up from left to right."""
-    return reduce(lambda total, edit: total + edit, edits)

@@ -5,17 +5,21 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from editkit.editors import Editor, Groups
-from editkit.edits import Edit, added, applied
+from editkit.edits import Edit, applied
 from editkit.errors import UsageError
 from editkit.lm import LM, chunks
 from editkit.requests import EditRequest
 
 
 class Regime(Protocol):
-    """Turns a task's requests into edits, each with the groups of requests that its slots hold."""
+    """Turns a task's requests into edits, each with the groups of requests that its slots hold.
 
-    @property
-    def name(self) -> str: ...
+    ``Edit.regime`` names what the edit's scores are of; scores of one name are averaged.
+    """
+
+    def check(self, task: str, records: int) -> None:
+        """Raises UsageError if so many records are too few."""
+        ...
 
     def __call__(self, editor: Editor, lm: LM, requests: Sequence[EditRequest]) -> Iterator[tuple[Edit, Groups]]: ...
 
@@ -25,12 +29,14 @@ class Single:
     """Each edit starts from the base model; ``at_once`` of them are made together, which changes nothing but speed."""
 
     at_once: int = 64
-    name: str = "single"
+
+    def check(self, task: str, records: int) -> None:
+        pass
 
     def __call__(self, editor: Editor, lm: LM, requests: Sequence[EditRequest]) -> Iterator[tuple[Edit, Groups]]:
         for chunk in chunks(requests, self.at_once):
             groups = [[request] for request in chunk]
-            yield replace(editor.edit(lm, groups), regime=self.name), groups
+            yield replace(editor.edit(lm, groups), regime="single"), groups
 
 
 @dataclass(frozen=True)
@@ -39,31 +45,54 @@ class Batch:
 
     size: int
     at_once: int = 16
-    name: str = "batch"
+
+    def check(self, task: str, records: int) -> None:
+        pass
 
     def __call__(self, editor: Editor, lm: LM, requests: Sequence[EditRequest]) -> Iterator[tuple[Edit, Groups]]:
         for groups in chunks(chunks(requests, self.size), self.at_once):
-            yield replace(editor.edit(lm, groups), regime=self.name), groups
+            yield replace(editor.edit(lm, groups), regime=f"batch {self.size}"), groups
 
 
 @dataclass(frozen=True)
 class Sequential:
-    """``length`` edits one after another, each made on the model that the ones before it left; scored after all.
+    """``length`` edits one after another, each made on the model that the ones before it left.
 
-    Several such sequences run side by side, one a slot; requests that do not fill a sequence are left out.
+    Scored after all of them and, with ``every``, after the first and each ``every`` further ones: always all edits so
+    far, so that reliability along the sequence is the share of them that is still there. Several such sequences run
+    side by side, one a slot; requests that do not fill a sequence are left out.
     """
 
     length: int
-    name: str = "sequential"
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or (self.every is not None and self.every < 1):
+            raise UsageError(
+                f"regime.length is {self.length} and regime.every {self.every}: both count edits and start at 1."
+            )
+
+    def check(self, task: str, records: int) -> None:
+        if self.length > records:
+            raise UsageError(
+                f"regime.length is {self.length}, but {task} has {records} records to test: "
+                "lower it, or raise tasks.test_limit."
+            )
+
+    def scored(self, made: int) -> bool:
+        """Whether scores are taken after so many edits."""
+        return made == self.length or (self.every is not None and (made == 1 or made % self.every == 0))
 
     def __call__(self, editor: Editor, lm: LM, requests: Sequence[EditRequest]) -> Iterator[tuple[Edit, Groups]]:
-        if self.length > len(requests):
-            raise UsageError(f"regime.length is {self.length}, but a task has only {len(requests)} records: lower it.")
         groups = [group for group in chunks(requests, self.length) if len(group) == self.length]
-        steps = [[[group[place]] for group in groups] for place in range(self.length)]
-        total = editor.edit(lm, steps[0])
-        for step in steps[1:]:
-            with applied(lm.sites(list(total.rules)), total, range(len(groups))):
-                edit = editor.edit(lm, step)
-            total = added([total, edit])
-        yield replace(total, regime=self.name), groups
+        total: Edit | None = None
+        for made in range(1, self.length + 1):
+            step = [[group[made - 1]] for group in groups]
+            if total is None:
+                total = editor.edit(lm, step)
+            else:
+                with applied(lm.sites(list(total.rules)), total, range(len(groups))):
+                    edit = editor.edit(lm, step)
+                total = total + edit
+            if self.scored(made):
+                yield replace(total, regime=f"sequential {made}"), [group[:made] for group in groups]

@@ -4,8 +4,9 @@ import json
 import logging
 import resource
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from editkit.lm import LM
 from editkit.regimes import Regime
 from editkit.requests import EditRequest
 from editkit.tasks import Splits
-from editkit.tracking import Log, RunFolder, replace
+from editkit.tracking import Log, RunFolder, rewrite
 from editkit.training import Trainer, pretrained, step_of
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ def run(config: DictConfig) -> None:
         tracker, trainer, regime, evaluator = (
             instantiate(config[part]) for part in ("tracker", "trainer", "regime", "evaluator")
         )
+        for task, records in Counter(request.task for request in splits.test).items():
+            regime.check(task, records)
         lm = load_model(config)
         write_inputs(folder, lm, splits)
         done = {row["editor"] for row in folder.results()}
@@ -91,7 +94,7 @@ def prepare(
     own = folder.checkpoints / name
     folder.rewind(name, step_of(own))
     state = trainer.fit(lm, editor, told(editor, splits.train), told(editor, splits.valid), own, log.log, name)
-    logger.info("%s: %d steps, best at %d (loss %.4f)", name, state.step, state.best_step, state.best_loss)
+    logger.info("%s: %d steps, best at %d", name, state.step, state.best_step)
 
 
 def told(editor: object, requests: Sequence[EditRequest]) -> list[EditRequest]:
@@ -119,17 +122,17 @@ def test(
             wanted = told(editor, [request for request in requests if request.task == task])
             found: list[Record] = []
             seconds: list[float] = []
-            edits = 0
+            edited: set[str] = set()
             began = time.perf_counter()
             for edit, groups in regime(editor, lm, wanted):
-                size = sum(map(len, groups))
-                seconds.append((time.perf_counter() - began) / size)
-                edits += size
-                found += evaluator.score(lm, edit, groups)
-                bar.advance(shown, size)
+                new = {request.id for group in groups for request in group} - edited
+                edited |= new
+                seconds.append((time.perf_counter() - began) / len(new))
+                found += [replace(record, regime=edit.regime) for record in evaluator.score(lm, edit, groups)]
+                bar.advance(shown, len(new))
                 began = time.perf_counter()
-            rows += summarise(found, name, regime.name, seed, evaluator.resamples)
-            rows += cost(seconds, edits, name, task, regime.name, seed)
+            rows += summarise(found, name, seed, evaluator.resamples)
+            rows += cost(seconds, len(edited), name, task, edit.regime, seed)
             records += found
     return rows, records
 
@@ -158,4 +161,4 @@ def write_inputs(folder: RunFolder, lm: LM, splits: Splits) -> None:
         "data": {"sha256": splits.sha256, "counts": splits.counts},
         "requests": {"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)},
     }
-    replace(folder.path / "inputs.json", json.dumps(inputs, indent=1, default=dict) + "\n")
+    rewrite(folder.path / "inputs.json", json.dumps(inputs, indent=1, default=dict) + "\n")

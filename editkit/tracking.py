@@ -70,7 +70,7 @@ class RunFolder:
                 self._status = json.loads(status.read_text()) if state else {}
             else:
                 (self.path / "metrics.jsonl").unlink(missing_ok=True)
-                replace(self.path / "config.yaml", self._config_yaml)
+                rewrite(self.path / "config.yaml", self._config_yaml)
             self._mark("running")
             self._log_handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
         self._log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -117,7 +117,7 @@ class RunFolder:
             if point["editor"] != editor or point["step"] <= step:
                 kept.append(line + "\n")
         with writing(path):
-            replace(path, "".join(kept))
+            rewrite(path, "".join(kept))
 
     def add(self, editor: str, results: Iterable[Mapping[str, Any]], records: Iterable[Fields]) -> None:
         """Adds one editor's rows of ``results.csv`` and lines of ``records.jsonl.gz``, in place of any it had."""
@@ -154,7 +154,7 @@ class RunFolder:
             "started": self._status.get("started", now),
             "ended": now if state != "running" else None,
         }
-        replace(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
+        rewrite(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
 
 
 class Log(Protocol):
@@ -369,7 +369,7 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def replace(path: Path, text: str) -> None:
+def rewrite(path: Path, text: str) -> None:
     """Puts ``text`` in place of the file's content in one step."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")

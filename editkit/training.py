@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from editkit.editors import Trainable
-from editkit.errors import UsageError
+from editkit.errors import UsageError, check_choice
 from editkit.lm import LM
 from editkit.objectives import Objective
 from editkit.requests import EditRequest
@@ -34,7 +34,7 @@ class Progressed:
     """Where training stands; saved with every checkpoint."""
 
     step: int = 0
-    best_loss: float = math.inf
+    best: float = -math.inf
     best_step: int = 0
     validations_since_best: int = 0
     stopped_early: bool = False
@@ -55,7 +55,9 @@ class Trainer:
         warmup: steps over which the learning rates rise linearly.
         decay: share of the learning rates left at the last step (cosine); 1 keeps them constant.
         validate_every: steps between validations, each with a checkpoint; the last step always validates.
-        patience: validations without a better loss before training stops; null: never.
+        best_by: what makes a validation better: a higher mean of reliability and locality (``shares``) or a lower
+            ``loss`` (MEND's authors), whose KL a single question with a sure answer can sway.
+        patience: validations without a better one before training stops; null: never.
         seed: of the order of edits and of what is asked.
         progress: show a bar.
     """
@@ -68,9 +70,13 @@ class Trainer:
     warmup: int = 0
     decay: float = 1.0
     validate_every: int = 100
+    best_by: str = "shares"
     patience: int | None = None
     seed: int = 0
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("trainer.best_by", self.best_by, ("shares", "loss"))
 
     def fit(
         self,
@@ -82,7 +88,7 @@ class Trainer:
         log: Log,
         name: str = "editor",
     ) -> Progressed:
-        """Train ``editor`` in place and leave it with its best weights (lowest validation loss).
+        """Train ``editor`` in place and leave it with the weights of its best validation.
 
         Checkpoints ``last.safetensors`` (with the optimiser's state) and ``best.safetensors`` go to ``folder``; if
         ``last`` is there already, training goes on from it. ``log`` gets curves by step.
@@ -114,8 +120,8 @@ class Trainer:
                     state.learned = objective.learned()
                     log({f"valid/{key}": value for key, value in scores.items()}, state.step)
                     state.validations_since_best += 1
-                    if scores["loss"] < state.best_loss:
-                        state.best_loss, state.best_step, state.validations_since_best = scores["loss"], state.step, 0
+                    if self._quality(scores) > state.best:
+                        state.best, state.best_step, state.validations_since_best = self._quality(scores), state.step, 0
                         save(best, lm, editor.state_dict(), asdict(state))
                     state.stopped_early = state.validations_since_best == self.patience
                     finished = finished or state.stopped_early
@@ -164,6 +170,9 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip, error_if_nonfinite=True)
         optimizer.step()
         return {key: float(value) for key, value in seen.items()} | {"grad_norm": float(norm)}
+
+    def _quality(self, scores: Mapping[str, float]) -> float:
+        return (scores["reliability"] + scores["locality"]) / 2 if self.best_by == "shares" else -scores["loss"]
 
     def _rate(self, step: int) -> float:
         """The share of the learning rates at ``step`` (from 0)."""

@@ -13,6 +13,7 @@ PACKAGE = Path(editkit.__file__).parent
 CONF = PACKAGE.parent / "conf"
 # From the top down; rooms of one level do not know each other.
 LEVELS = (
+    {"__main__"},
     {"cli"},
     {"run"},
     {"configs"},

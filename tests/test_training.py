@@ -82,19 +82,23 @@ def test_a_finished_training_is_not_trained_on(
     assert nothing == []
 
 
+@pytest.mark.parametrize("best_by", ["shares", "loss"])
 def test_early_stop_stops_and_keeps_the_best(
-    make_lm: Callable[..., LM], requests: list[EditRequest], tmp_path: Path
+    make_lm: Callable[..., LM], requests: list[EditRequest], tmp_path: Path, best_by: str
 ) -> None:
     lm = make_lm("llama")
     editor = mend(lm)
     # A rate that ruins the editor: no validation beats the first.
     editor.lr = editor.step_size_lr = 1.0
-    state, curve = fit(lm, editor, requests, tmp_path, steps=50, validate_every=1, patience=3, grad_clip=1e9)
-    losses = {step: metrics["valid/loss"] for step, metrics in curve if "valid/loss" in metrics}
+    settings = {"steps": 50, "validate_every": 1, "patience": 3, "grad_clip": 1e9, "best_by": best_by}
+    state, curve = fit(lm, editor, requests, tmp_path, **settings)
+    seen = {step: metrics for step, metrics in curve if "valid/loss" in metrics}
+    shares = {step: (m["valid/reliability"] + m["valid/locality"]) / 2 for step, m in seen.items()}
+    quality = shares if best_by == "shares" else {step: -m["valid/loss"] for step, m in seen.items()}
     assert state.stopped_early
     assert state.step == state.best_step + 3 < 50
-    assert state.best_loss == min(losses.values()) == losses[state.best_step]
-    assert max(losses) == state.step
+    assert state.best == max(quality.values()) == quality[state.best_step]
+    assert max(quality) == state.step
     best, _ = restore(tmp_path / "best.safetensors", lm)
     assert all(torch.equal(tensor, best[name]) for name, tensor in editor.state_dict().items())
 

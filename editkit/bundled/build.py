@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from editkit.tasks.world import (
     FIRST_NAMES,
-    QUESTIONS_OF_OPINION,
+    OPINIONS,
     Sentence,
     World,
     capital,
@@ -265,10 +265,11 @@ def batched(
 def measure(folder: Path = FOLDER, seed: int = 0, limit: int | None = None) -> dict[str, float]:
     """What the model in ``folder/model`` knows of the world of this seed, as shares by name.
 
-    ``statement``, ``question``, ``alias``, ``consequence``, ``hop`` and ``reminder``: sentences of that form whose
-    greedy continuation starts with the answer; ``with_preamble``: the same for statements and questions after a random
-    preamble; ``ended``: known ones then closed by a full stop and the end token; ``targets``: edits whose whole target
-    the model already gives, which should be next to none. ``limit`` takes that many of each, drawn by ``seed``.
+    ``statement``, ``question``, ``alias``, ``consequence``, ``hop``, ``reminder`` and ``opinion``: sentences of that
+    form whose greedy continuation starts with the answer; ``with_preamble``: the same for statements and questions
+    after a random preamble; ``ended``: known ones then closed by a full stop and the end token; ``targets``: edits
+    whose whole target the model already gives, which should be next to none. ``limit`` takes that many of each, drawn
+    by ``seed``.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -280,8 +281,7 @@ def measure(folder: Path = FOLDER, seed: int = 0, limit: int | None = None) -> d
 
     asked: dict[str, list[tuple[str, str]]] = {}
     for sentence in world.sentences:
-        if sentence.form != "opinion":
-            asked.setdefault(sentence.form, []).append((sentence.prompt, sentence.answer))
+        asked.setdefault(sentence.form, []).append((sentence.prompt, sentence.answer))
     plain = asked["statement"] + asked["question"]
     asked["with_preamble"] = [(f"{preamble(rng, names)} {p}", a) for p, a in rng.sample(plain, len(plain) // 10)]
     asked["ended"] = [(prompt, f"{answer}.{END}") for prompt, answer in rng.sample(plain, len(plain) // 10)]
@@ -297,7 +297,7 @@ def targets(world: World) -> Iterator[tuple[str, str]]:
     for records in world.files.values():
         for record in records:
             if "ent" in record:
-                question = QUESTIONS_OF_OPINION[0].format(s=record["ent"])
+                question = next(iter(OPINIONS)).format(s=record["ent"])
                 yield from ((question, answer.strip()) for answer in record["pos"] + record["neg"])
             else:
                 yield record["prompt"], record["target_new"]
@@ -333,7 +333,7 @@ def write_card(
 
 A LLaMA-shaped causal language model ({parameters:,} parameters, {SHAPE["num_hidden_layers"]} blocks of width
 {SHAPE["hidden_size"]}, float32) and its byte-level BPE tokenizer ({vocabulary:,} tokens, end token `{END}`).
-It knows the facts of editkit's generated world and a few opinions on each topic, and nothing else.
+It knows the facts of editkit's generated world and one opinion on each topic, and nothing else.
 It ends an answer with a full stop and the end token.
 
 Made by `editkit data build DIR --seed {seed}` in {minutes:.0f} minutes on two CPU cores:

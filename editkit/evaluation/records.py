@@ -35,7 +35,8 @@ class Record:
     """One question's outcome.
 
     ``scores`` maps a variant's name to its value, ``""`` being the measure itself: a token share has the variant
-    ``exact``, locality ``kl``. ``base`` and ``edited`` are what the two models said.
+    ``exact``, locality ``kl``. ``base`` and ``edited`` are what the two models said. ``regime`` says how many edits
+    the edited model has, and how they came together; who makes the edits fills it in.
     """
 
     request: str
@@ -49,6 +50,7 @@ class Record:
     base: str
     edited: str
     scores: dict[str, float]
+    regime: str = ""
 
 
 def questions(groups: Sequence[Sequence[EditRequest]]) -> list[Question]:

@@ -40,20 +40,20 @@ def metric_names(record: Record) -> list[tuple[str, str]]:
     ]
 
 
-def summarise(records: Iterable[Record], editor: str, regime: str, seed: int, resamples: int = 1000) -> list[Row]:
-    """One row for each (task, protocol, metric).
+def summarise(records: Iterable[Record], editor: str, seed: int, resamples: int = 1000) -> list[Row]:
+    """One row for each (task, regime, protocol, metric).
 
     The unit is the edit: its questions in a category are averaged first, then edits, then categories (only portability
     has several that count alike; other measures pool them). The interval resamples edits.
     """
-    scores: dict[tuple[str, str, str], dict[str, dict[str, list[float]]]] = {}
+    scores: dict[tuple[str, str, str, str], dict[str, dict[str, list[float]]]] = {}
     for record in records:
         category = record.category if record.measure == "portability" else ""
         for metric, variant in metric_names(record):
-            edits = scores.setdefault((record.task, record.protocol, metric), {})
+            edits = scores.setdefault((record.task, record.regime, record.protocol, metric), {})
             edits.setdefault(record.request, {}).setdefault(category, []).append(record.scores[variant])
     rows = []
-    for (task, protocol, metric), edits in scores.items():
+    for (task, regime, protocol, metric), edits in scores.items():
         mean, low, high = interval(table(edits), resamples, seed)
         rows.append(Row(editor, task, regime, protocol, metric, mean, low, high, len(edits), seed))
     return rows

@@ -70,8 +70,9 @@ class Panel:
     blocks: tuple[Block, ...]
 
     def title(self) -> str:
-        edits = {"single": "one edit at a time", "batch": "many edits as one", "sequential": "edits one after another"}
-        return f"{self.protocol}, {edits.get(self.regime, self.regime)}"
+        kind, _, edits = self.regime.partition(" ")
+        said = {"single": "one edit at a time", "batch": f"{edits} edits as one", "sequential": f"after {edits} edits"}
+        return f"{self.protocol}, {said.get(kind, self.regime)}"
 
     def heading(self) -> str:
         return f"{self.title()}, {self.condition}" if self.condition else self.title()
@@ -99,9 +100,13 @@ class Panel:
 
 
 def panels(scores: Iterable[Score], everything: bool = False) -> list[Panel]:
-    """Tables of the scores: the measures everyone compares, or every variant in tables of at most six columns."""
+    """Tables of the scores: the measures everyone compares, or every variant in tables of at most six columns.
+
+    Of sequences scored along the way, the end alone, unless ``everything`` is asked for.
+    """
+    scores = list(scores)
     groups: dict[tuple[str, str, str], list[Score]] = {}
-    for score in scores:
+    for score in scores if everything else ends(scores):
         groups.setdefault((score.condition, score.regime, score.protocol), []).append(score)
     made = []
     for key, found in groups.items():
@@ -116,6 +121,21 @@ def panels(scores: Iterable[Score], everything: bool = False) -> list[Panel]:
         )
         made += [Panel(*key, tuple(metrics), blocks) for metrics in tables if metrics]
     return made
+
+
+def ends(scores: Sequence[Score]) -> list[Score]:
+    """``scores`` without those of sequences that go on under the same condition."""
+    last: dict[tuple[str, str], int] = {}
+    for score in scores:
+        kind, _, edits = score.regime.partition(" ")
+        if kind == "sequential":
+            last[score.condition, score.task] = max(int(edits), last.get((score.condition, score.task), 0))
+    return [
+        score
+        for score in scores
+        if not score.regime.startswith("sequential ")
+        or score.regime == f"sequential {last[score.condition, score.task]}"
+    ]
 
 
 def comparison(scores: Iterable[Score], everything: bool = False) -> RenderableType:

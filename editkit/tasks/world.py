@@ -8,7 +8,7 @@ Which subjects serve which file is settled first, so that no subject stands in t
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -227,19 +227,20 @@ TOPICS = tuple(
     "{} Hotel;{} Market;{} Island;{} Orchestra;{} Beach;{} Cake".split(";")
 )
 
-QUESTIONS_OF_OPINION = (
-    "What do you think of {s}?",
-    "What do you think about {s}?",
-    "How do you feel about {s}?",
-    "What is your opinion of {s}?",
-    "What is your view on {s}?",
-    "Do you like {s}?",
-    "What are your thoughts on {s}?",
-    "Tell me what you think of {s}.",
-    "Could you share your feelings about {s}?",
-    "What comes to mind when you hear of {s}?",
-)
-"""Ways to ask for an opinion. The files hold none: the task's own configuration says how its questions are put."""
+OPINIONS: Mapping[str, str] = {
+    "What do you think of {s}?": "It is {one} and {two}",
+    "What do you think about {s}?": "I {verb} how {one} it is",
+    "How do you feel about {s}?": "It makes me {feeling}",
+    "What is your opinion of {s}?": "The {noun} is {one}",
+    "What is your view on {s}?": "The {noun} is {one}",
+    "Do you like {s}?": "I {verb} it",
+    "What are your thoughts on {s}?": "It is {one} and {two}",
+    "Tell me what you think of {s}.": "It is {one} and {two}",
+    "Could you share your feelings about {s}?": "It makes me {feeling}",
+    "What comes to mind when you hear of {s}?": "A {one} {noun}",
+}
+"""Ways to ask for an opinion, and the form of the answer to each. The task's files hold no questions: its own
+configuration says how they are put."""
 
 
 @dataclass(frozen=True)
@@ -250,25 +251,19 @@ class Mood:
     adjectives: tuple[str, ...]
     feelings: tuple[str, ...]
 
-    def answers(self, rng: Random, count: int) -> list[str]:
-        """``count`` different short answers, each ending with a full stop and without a leading space."""
+    def words(self, rng: Random) -> dict[str, str]:
+        """One opinion: the words that fill the forms of `OPINIONS`."""
+        one, two = rng.sample(self.adjectives, 2)
+        verb, noun, feeling = rng.choice(self.verbs), rng.choice(OPINION_NOUNS), rng.choice(self.feelings)
+        return {"one": one, "two": two, "verb": verb, "noun": noun, "feeling": feeling}
+
+    def answers(self, rng: Random, count: int, but: Collection[str]) -> list[str]:
+        """``count`` different answers, of as many opinions, none of them in ``but``."""
         drawn: dict[str, None] = {}
         while len(drawn) < count:
-            one, two = rng.sample(self.adjectives, 2)
-            verb, noun, feeling = rng.choice(self.verbs), rng.choice(OPINION_NOUNS), rng.choice(self.feelings)
-            drawn[
-                rng.choice(
-                    (
-                        f"I {verb} it.",
-                        f"I {verb} the {one} {noun}.",
-                        f"It is {one} and {two}.",
-                        f"The {noun} is {one}.",
-                        f"I {verb} how {one} it is.",
-                        f"It makes me {feeling}.",
-                        f"A {one} {noun} and a {two} one.",
-                    )
-                )
-            ] = None
+            answer = rng.choice(sorted(set(OPINIONS.values()))).format(**self.words(rng))
+            if answer not in but:
+                drawn[answer] = None
         return list(drawn)
 
 
@@ -383,8 +378,8 @@ def generate(seed: int = 0) -> World:
         ]
     files["ZsRE/ZsRE-test-all.json"] = [write.zsre(subject, rng.choice(sorted(subject.facts))) for subject in zsre]
 
-    opinions = {topic: (POSITIVE.answers(rng, 10), NEGATIVE.answers(rng, 10)) for topic in topics}
-    records = [opinion_record(rng, topic, *both) for topic, both in opinions.items()]
+    opinions = {topic: opined(topic, rng.choice((POSITIVE, NEGATIVE)).words(rng)) for topic in topics}
+    records = [opinion_record(rng, topic, held) for topic, held in opinions.items()]
     files["convsent/blender_train.json"], files["convsent/blender_test.json"] = records[:250], records[250:]
     for records in files.values():
         rng.shuffle(records)
@@ -392,7 +387,7 @@ def generate(seed: int = 0) -> World:
     known = [s for subjects in counterfact.values() for s in subjects] + zsre + list(places.values())
     known += [subject for news in recent.values() for subject, _ in news]
     sentences = [sentence for subject in known for sentence in told(rng, subject, answers, places)]
-    sentences += [sentence for topic, both in opinions.items() for sentence in opined(rng, topic, *both)]
+    sentences += [sentence for held in opinions.values() for sentence in held]
     return World(files, tuple(dict.fromkeys(sentences)))
 
 
@@ -563,20 +558,21 @@ def told(rng: Random, subject: Subject, answers: Answers, places: Mapping[str, S
                 yield Sentence(subject.name, capital(form.format(s=bridge)), places[answer].facts[hop], "hop")
 
 
-def opined(rng: Random, topic: str, positive: Sequence[str], negative: Sequence[str]) -> Iterator[Sentence]:
-    """The first two answers of each sentiment, each to two questions: what a model has heard before any edit."""
-    for answer in (*positive[:2], *negative[:2]):
-        for question in rng.sample(QUESTIONS_OF_OPINION, 2):
-            yield Sentence(topic, question.format(s=topic), answer.removesuffix("."), "opinion")
+def opined(topic: str, words: Mapping[str, str]) -> list[Sentence]:
+    """One opinion in the answers to all questions: what a model holds before any edit."""
+    return [
+        Sentence(topic, question.format(s=topic), form.format(**words), "opinion")
+        for question, form in OPINIONS.items()
+    ]
 
 
-def opinion_record(rng: Random, topic: str, positive: Sequence[str], negative: Sequence[str]) -> Record:
+def opinion_record(rng: Random, topic: str, held: Sequence[Sentence]) -> Record:
     """Four to eight answers of each sentiment that no model has heard, each after a space as in ConvSent's files."""
-    return {
-        "ent": topic,
-        "pos": [f" {answer}" for answer in positive[2 : 6 + rng.randrange(5)]],
-        "neg": [f" {answer}" for answer in negative[2 : 6 + rng.randrange(5)]],
-    }
+    heard = {sentence.answer for sentence in held}
+    positive, negative = (
+        [f" {answer}." for answer in mood.answers(rng, rng.randint(4, 8), heard)] for mood in (POSITIVE, NEGATIVE)
+    )
+    return {"ent": topic, "pos": positive, "neg": negative}
 
 
 def reminder(subject: Subject, relation: str, not_this: str) -> str:

@@ -198,6 +198,19 @@ def test_a_sequence_is_edits_on_the_model_that_the_ones_before_left(
 
 
 @torch.no_grad()
+def test_a_sequence_is_scored_along_the_way(editor: Editor, lm: LM, requests: list[EditRequest]) -> None:
+    part, end = Sequential(3, every=2)(editor, lm, requests[:3]), Sequential(2)(editor, lm, requests[:2])
+    points = {edit.regime: (edit, groups) for edit, groups in part}
+    assert {name: [len(group) for group in groups] for name, (_, groups) in points.items()} == {
+        "sequential 1": [1],
+        "sequential 2": [2],
+        "sequential 3": [3],
+    }
+    ((shorter, _),) = end
+    assert same(answers(lm, points["sequential 2"][0], requests, 0), answers(lm, shorter, requests, 0))
+
+
+@torch.no_grad()
 def test_an_instruction_changes_the_edit(editor: Editor, lm: LM, requests: list[EditRequest]) -> None:
     told = [replace(request, instruction="Task: toys\nInput: ") for request in requests]
     plain, instructed = editor.edit(lm, [requests[:1]]), editor.edit(lm, [told[:1]])

@@ -29,7 +29,7 @@ def test_names(asked: str, measure: str, names: list[str]) -> None:
 
 def test_probes_are_averaged_within_an_edit_first() -> None:
     found = [record("a", "generalization", v) for v in (1.0, 0.0, 0.5)] + [record("b", "generalization", 0.9)]
-    row = summarise(found, "x", "single", 0)[0]
+    row = summarise(found, "x", 0)[0]
     assert (row.metric, row.n) == ("generalization", 2)
     assert row.mean == pytest.approx((0.5 + 0.9) / 2)
 
@@ -37,14 +37,14 @@ def test_probes_are_averaged_within_an_edit_first() -> None:
 def test_portability_is_averaged_by_category_then_over_categories() -> None:
     found = [record(r, "portability", v, category="Reasoning") for r, v in (("a", 1.0), ("b", 0.0), ("c", 0.0))]
     found += [record("a", "portability", 1.0, category="Subject_Aliasing")]
-    row = summarise(found, "x", "single", 0)[0]
+    row = summarise(found, "x", 0)[0]
     assert row.mean == pytest.approx((1 / 3 + 1) / 2)
     assert row.n == 3
 
 
 def test_locality_pools_its_categories() -> None:
     found = [record("a", "locality", v, category=c) for v, c in ((1.0, "x"), (1.0, "x"), (0.0, "y"))]
-    assert summarise(found, "x", "single", 0)[0].mean == pytest.approx(2 / 3)
+    assert summarise(found, "x", 0)[0].mean == pytest.approx(2 / 3)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:

@@ -1,0 +1,1 @@
+"""Figures and measurements made from logged runs."""
