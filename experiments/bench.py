@@ -17,6 +17,9 @@ scoring                teacher forced, all probes, beside a deep copy for each e
 scoring, next editor   the same, when another editor has been scored on these texts before
 48 blocks beside 12    a training step at both depths, narrower, from the second epoch on
 memory                 the process's peak, model and optimiser included
+<editor>, n at once     n edits made together, beside a deep copy for each and all its blocks run at every step;
+                       editors that search take five steps
+<editor>, scoring      their scores, beside that copy asked one prompt at a time
 """
 
 import argparse
@@ -27,7 +30,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -43,9 +46,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from editkit.editors import Editor
+from editkit.editors.calinet import CaliNet
+from editkit.editors.ft import FineTuning
+from editkit.editors.grace import GRACE
+from editkit.editors.ke import KE
 from editkit.editors.mend import MEND
-from editkit.edits import Edit
-from editkit.evaluation.records import questions
+from editkit.edits import Edit, applied
+from editkit.evaluation.records import Record, questions
 from editkit.evaluation.teacher_forced import TeacherForced
 from editkit.lm import LM, Layout, Text, find, weight
 from editkit.objectives import Objective
@@ -405,6 +413,77 @@ def scoring_rows(lm: LM, editor: MEND, requests: Sequence[EditRequest], alone: i
     return rows, {f"scores ({compared})": difference}
 
 
+class Copied(LM):
+    """A deep copy of a model, with no trunk: all its blocks run each time, as where an editor writes to the weights."""
+
+    def __init__(self, lm: LM) -> None:
+        super().__init__(deepcopy(lm.model), lm.tokenizer, lm.layout, lm.name)
+
+    def block_of(self, sites: Iterable[str]) -> int:
+        return 0
+
+
+def editors(lm: LM, shape: Shape, mend: MEND) -> dict[str, Editor]:
+    """Every method but InstructEdit, whose arithmetic is MEND's. Those that search take five steps, never fewer."""
+    search = {"steps": 5}
+    return {
+        "mend": mend.train(False),
+        "ke": KE(lm, SITES, hidden=min(256, shape.width), condition=min(256, shape.width)).train(False),
+        "ft_l": FineTuning(lm, "-2.mlp.c_proj", loss="prompt_last", enough=0, **search),
+        "ft_m": FineTuning(lm, "-2.mlp.c_proj", loss="target", enough=0, **search),
+        "calinet": CaliNet(lm, "-1.mlp", activation="gelu_new", gated=False, enough=0, **search),
+        "grace": GRACE(lm, "-3.mlp.c_fc", **search),
+    }
+
+
+@torch.no_grad()
+def editing_rows(
+    lm: LM, methods: Mapping[str, Editor], requests: Sequence[EditRequest], alone: int, repeat: int
+) -> Found:
+    groups = [[request] for request in requests]
+    rows, agreement = [], {}
+    for name, editor in methods.items():
+
+        def copied(editor: Editor = editor) -> list[tuple[LM, Edit]]:
+            copies = [Copied(lm) for _ in range(alone)]
+            return [(copy, editor.edit(copy, [group])) for copy, group in zip(copies, groups, strict=False)]
+
+        counts = sorted({1, min(8, len(groups)), min(32, len(groups)), len(groups)})
+        ways = [lambda n=n, editor=editor: editor.edit(fresh(lm), groups[:n]) for n in counts]
+        *ours, other = in_turn([*ways, copied], repeat)
+        for count, seconds in zip(counts, ours, strict=True):
+            bound = 1 / 3 if (name, count) == ("ft_l", 32) else None
+            rows.append(row(f"{name}, {count} at once", each(seconds, count), each(other, alone), "s", bound))
+
+        together, apart_ = editor.edit(lm, groups), copied()
+        ours, other = in_turn(
+            [
+                lambda edit=together: TeacherForced().score(fresh(lm), edit, groups),
+                lambda made=apart_: [
+                    one_by_one(copy, edit, group) for (copy, edit), group in zip(made, groups, strict=False)
+                ],
+            ],
+            repeat,
+        )
+        rows.append(row(f"{name}, scoring", each(ours, len(groups)), each(other, alone), "s"))
+        agreement[name] = max(
+            float((answer(lm, together, slot, group) - answer(copy, edit, 0, group)).abs().max())
+            for slot, ((copy, edit), group) in enumerate(zip(apart_, groups, strict=False))
+        )
+    return rows, agreement
+
+
+def one_by_one(lm: LM, edit: Edit, group: Sequence[EditRequest]) -> list[Record]:
+    return TeacherForced(rows=1).score(lm, edit, [group])
+
+
+def answer(lm: LM, edit: Edit, slot: int, group: Sequence[EditRequest]) -> Tensor:
+    """The log-probabilities at the target's positions under one slot."""
+    texts = [lm.text(request.prompt, request.target) for request in group]
+    with applied(lm.sites(list(edit.rules)), edit, slot):
+        return lm.logits(lm.batch(texts, lm.block_of(edit.rules))).log_softmax(-1)
+
+
 def depth_row(size: Size, edits: int, repeat: int) -> Row:
     steps = []
     for blocks in size.depths:
@@ -481,7 +560,7 @@ def main() -> int:
     size, console, began = SIZES[asked.shape], Console(), time.perf_counter()
 
     with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("memory", total=4)
+        task = bar.add_task("memory", total=5)
         rows = memory_rows(size, asked.edits, asked.scored)
         bar.update(task, advance=1, description="training")
         lm, editor = built(size.main)
@@ -491,7 +570,12 @@ def main() -> int:
         scoring, scores = scoring_rows(lm, editor, requests[: asked.scored], asked.alone, asked.repeat)
         bar.update(task, advance=1, description="depth")
         rows = [*training, *scoring, depth_row(size, asked.edits, asked.repeat), *rows]
-    agreement |= scores
+        bar.update(task, advance=1, description="editors")
+        editing, made = editing_rows(
+            lm, editors(lm, size.main, editor), requests[: asked.scored], asked.alone, asked.repeat
+        )
+        rows += editing
+    agreement |= scores | made
 
     title = (
         f"{asked.shape}, cost of an edit: {asked.edits} a step, {asked.scored} scored, {asked.alone} the obvious way, "

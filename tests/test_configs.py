@@ -19,11 +19,13 @@ GROUPS = {
     for folder in sorted(CONF.iterdir())
     if (choices := sorted(path.stem for path in folder.glob("*.yaml"))) and folder.name != "descriptions"
 }
-# The first choices of all groups together, then the second ones and so on, until each was there once.
+# The first choices of all groups together, then the second ones and so on, until each was there once; and each
+# experiment by itself, since it is made of choices and values that go together.
+EXPERIMENTS = GROUPS.pop("experiment")
 ROUNDS = [
     [f"{group}={choices[index % len(choices)]}" for group, choices in GROUPS.items()]
     for index in range(max(map(len, GROUPS.values())))
-]
+] + [[f"experiment={name}", "debug=fast"] for name in EXPERIMENTS]
 
 
 @pytest.fixture

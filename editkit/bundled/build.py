@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from editkit.tasks.world import (
     FIRST_NAMES,
-    OPINIONS,
+    QUESTIONS_OF_OPINION,
     Sentence,
     World,
     capital,
@@ -297,7 +297,7 @@ def targets(world: World) -> Iterator[tuple[str, str]]:
     for records in world.files.values():
         for record in records:
             if "ent" in record:
-                question = next(iter(OPINIONS)).format(s=record["ent"])
+                question = QUESTIONS_OF_OPINION[0].format(s=record["ent"])
                 yield from ((question, answer.strip()) for answer in record["pos"] + record["neg"])
             else:
                 yield record["prompt"], record["target_new"]

@@ -227,20 +227,26 @@ TOPICS = tuple(
     "{} Hotel;{} Market;{} Island;{} Orchestra;{} Beach;{} Cake".split(";")
 )
 
-OPINIONS: Mapping[str, str] = {
-    "What do you think of {s}?": "It is {one} and {two}",
-    "What do you think about {s}?": "I {verb} how {one} it is",
-    "How do you feel about {s}?": "It makes me {feeling}",
-    "What is your opinion of {s}?": "The {noun} is {one}",
-    "What is your view on {s}?": "The {noun} is {one}",
+QUESTIONS_OF_OPINION = (
+    "What do you think of {s}?",
+    "What do you think about {s}?",
+    "How do you feel about {s}?",
+    "What is your opinion of {s}?",
+    "What is your view on {s}?",
+    "What are your thoughts on {s}?",
+    "Tell me what you think of {s}.",
+)
+"""Ways to ask for an opinion. The files hold none: the task's own configuration says how its questions are put."""
+
+ASPECTS: Mapping[str, str] = {
+    "What is {s} like?": "It is {one} and {two}",
     "Do you like {s}?": "I {verb} it",
-    "What are your thoughts on {s}?": "It is {one} and {two}",
-    "Tell me what you think of {s}.": "It is {one} and {two}",
-    "Could you share your feelings about {s}?": "It makes me {feeling}",
+    "How does {s} make you feel?": "It makes me {feeling}",
+    "What do you remember of {s}?": "The {noun} is {one}",
     "What comes to mind when you hear of {s}?": "A {one} {noun}",
+    "How much do you like {s}?": "I {verb} how {one} it is",
 }
-"""Ways to ask for an opinion, and the form of the answer to each. The task's files hold no questions: its own
-configuration says how they are put."""
+"""Narrower questions, and the form of the answer to each: an opinion is answered in one of these forms."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +258,7 @@ class Mood:
     feelings: tuple[str, ...]
 
     def words(self, rng: Random) -> dict[str, str]:
-        """One opinion: the words that fill the forms of `OPINIONS`."""
+        """One opinion: the words that fill the forms of `ASPECTS`."""
         one, two = rng.sample(self.adjectives, 2)
         verb, noun, feeling = rng.choice(self.verbs), rng.choice(OPINION_NOUNS), rng.choice(self.feelings)
         return {"one": one, "two": two, "verb": verb, "noun": noun, "feeling": feeling}
@@ -261,7 +267,7 @@ class Mood:
         """``count`` different answers, of as many opinions, none of them in ``but``."""
         drawn: dict[str, None] = {}
         while len(drawn) < count:
-            answer = rng.choice(sorted(set(OPINIONS.values()))).format(**self.words(rng))
+            answer = rng.choice(list(ASPECTS.values())).format(**self.words(rng))
             if answer not in but:
                 drawn[answer] = None
         return list(drawn)
@@ -378,7 +384,7 @@ def generate(seed: int = 0) -> World:
         ]
     files["ZsRE/ZsRE-test-all.json"] = [write.zsre(subject, rng.choice(sorted(subject.facts))) for subject in zsre]
 
-    opinions = {topic: opined(topic, rng.choice((POSITIVE, NEGATIVE)).words(rng)) for topic in topics}
+    opinions = {topic: opined(rng, topic) for topic in topics}
     records = [opinion_record(rng, topic, held) for topic, held in opinions.items()]
     files["convsent/blender_train.json"], files["convsent/blender_test.json"] = records[:250], records[250:]
     for records in files.values():
@@ -558,11 +564,12 @@ def told(rng: Random, subject: Subject, answers: Answers, places: Mapping[str, S
                 yield Sentence(subject.name, capital(form.format(s=bridge)), places[answer].facts[hop], "hop")
 
 
-def opined(topic: str, words: Mapping[str, str]) -> list[Sentence]:
-    """One opinion in the answers to all questions: what a model holds before any edit."""
+def opined(rng: Random, topic: str) -> list[Sentence]:
+    """What a model thinks before any edit: one answer to every question of opinion, and what lies behind it."""
+    words = rng.choice((POSITIVE, NEGATIVE)).words(rng)
+    forms = dict.fromkeys(QUESTIONS_OF_OPINION, rng.choice(list(ASPECTS.values()))) | ASPECTS
     return [
-        Sentence(topic, question.format(s=topic), form.format(**words), "opinion")
-        for question, form in OPINIONS.items()
+        Sentence(topic, question.format(s=topic), form.format(**words), "opinion") for question, form in forms.items()
     ]
 
 

@@ -25,6 +25,7 @@ def test_it_knows_its_world_and_no_edit():
     measured = build.measure(limit=400)
     assert measured["statement"] >= 0.98
     assert measured["question"] >= 0.98
+    assert measured["opinion"] >= 0.95
     assert measured["with_preamble"] >= 0.95
     assert measured["ended"] >= 0.95
     assert measured["targets"] <= 0.02

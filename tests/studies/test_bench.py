@@ -10,6 +10,7 @@ import pytest
 import editkit
 
 BENCH = Path(editkit.__file__).parents[1] / "experiments" / "bench.py"
+METHODS = ("mend", "ke", "ft_l", "ft_m", "calinet", "grace")
 BOUNDS = {"training": 1 / 5, "scoring": 1 / 4, "16 blocks beside 4": 1.2}
 
 
@@ -26,7 +27,7 @@ def test_both_ways_give_the_same_numbers(ran: tuple[subprocess.CompletedProcess,
     assert process.returncode == 0, process.stderr
     agreement = json.loads((out / "speed.json").read_text(encoding="utf-8"))["agreement"]
     # Three edits with seven questions each; two scores a question and one more for what was known.
-    assert list(agreement) == ["training loss", "training gradient", "scores (45)"]
+    assert list(agreement) == ["training loss", "training gradient", "scores (45)", *METHODS]
     assert max(agreement.values()) < 1e-4
 
 

@@ -103,6 +103,5 @@ def test_every_answer_is_the_answer_to_many_questions(world):
 def test_a_sentence_has_one_answer(world):
     answers: dict[str, set[str]] = {}
     for sentence in world.sentences:
-        if sentence.form != "opinion":
-            answers.setdefault(sentence.prompt, set()).add(sentence.answer)
+        answers.setdefault(sentence.prompt, set()).add(sentence.answer)
     assert all(len(some) == 1 for some in answers.values())
