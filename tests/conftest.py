@@ -14,8 +14,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 with install_import_hook(
     ["editkit.edits", "editkit.lm", "editkit.editors", "editkit.objectives", "editkit.training"], "beartype.beartype"
 ):
+    import editkit.editors.calinet
     import editkit.editors.ft
-    import editkit.editors.mend
+    import editkit.editors.grace
+    import editkit.editors.instructedit
+    import editkit.editors.ke
     import editkit.training  # noqa: F401
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
