@@ -88,10 +88,17 @@ def build_parser() -> argparse.ArgumentParser:
     build.add_argument("--seed", type=int, default=0)
     build.set_defaults(command=build_data)
 
-    report = commands.add_parser("report", help="compare the runs found under folders")
+    report = commands.add_parser(
+        "report",
+        help="compare the runs found under folders",
+        description="Prints the comparison of all runs under the folders, and writes it as a page for a browser: with "
+        "filters, differences between editors, curves, and every answer of single edits.",
+    )
     report.add_argument("folders", nargs="+", type=Path, metavar="DIR")
     report.add_argument("--all", action="store_true", help="every measure, with the _bare, _exact and _kl variants")
     report.add_argument("--format", choices=["table", "md", "csv", "latex"], default="table")
+    report.add_argument("--page", type=Path, metavar="FILE", help="where the page goes (else DIR/report/index.html)")
+    report.add_argument("--watch", action="store_true", help="renew the page alone, as long as a run is running")
     report.set_defaults(command=report_command)
     return parser
 
@@ -228,13 +235,42 @@ def show_results(folder: Path) -> None:
 
 
 def report_command(options: argparse.Namespace) -> None:
-    from editkit.reporting import results, table
+    """Prints the comparison and writes the page; text to be redirected has stdout for itself."""
+    from editkit.reporting import runs, table
 
-    scores = results.read(options.folders)
+    target = options.page or options.folders[0] / "report" / "index.html"
+    found = runs.find(options.folders)
+    if options.watch:
+        watch_runs(options.folders, target)
+        return
+    scores = runs.scores(found)
     if options.format == "table":
-        terminal().print(table.comparison(scores, options.all))
+        console = terminal()
+        if scores:
+            console.print(table.comparison(scores, options.all))
+        for one in found:
+            if one.state != "finished" and one.status:
+                console.print(f"{one.state}: {one.name} {one.status.get('why', '')}".rstrip(), markup=False)
     else:
         print(table.text(scores, options.format, options.all), end="")
+
+    from editkit.reporting import page
+
+    page.write(found, target)
+    print(f"Page for a browser: {target}", file=sys.stdout if options.format == "table" else sys.stderr)
+
+
+def watch_runs(folders: Sequence[Path], target: Path) -> None:
+    """Renews the page until no run is running, or Ctrl-C."""
+    from editkit.reporting import page
+
+    print(f"Page for a browser, renewed while runs are running (Ctrl-C ends this): {target}", flush=True)
+    try:
+        page.watch(folders, target, say=lambda line: print(line, flush=True))
+    except Terminated:
+        raise
+    except KeyboardInterrupt:
+        pass
 
 
 def show_data(options: argparse.Namespace) -> None:
