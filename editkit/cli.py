@@ -250,7 +250,7 @@ def report_command(options: argparse.Namespace) -> None:
             console.print(table.comparison(scores, options.all))
         for one in found:
             if one.state != "finished" and one.status:
-                console.print(f"{one.state}: {one.name} {one.status.get('why', '')}".rstrip(), markup=False)
+                console.print(f"{one.state}: {one.name}  {one.status.get('why', '')}".rstrip(), markup=False)
     else:
         print(table.text(scores, options.format, options.all), end="")
 

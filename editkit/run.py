@@ -44,19 +44,20 @@ def run(config: DictConfig) -> None:
         tracker, trainer, regime, evaluator = (
             instantiate(config[part]) for part in ("tracker", "trainer", "regime", "evaluator")
         )
-        for task, records in Counter(request.task for request in splits.test).items():
-            regime.check(task, records)
+        for task, tested in Counter(request.task for request in splits.test).items():
+            regime.check(task, tested)
         lm = load_model(config)
         write_inputs(folder, lm, splits)
         done = {row["editor"] for row in folder.results()}
-        editors = {config.run.editor: None, **config.baselines, config.run.editor: config.editor}
-        for name, settings in editors.items():
-            if name in done:
-                continue
+        settings = {config.run.editor: None, **config.baselines, config.run.editor: config.editor}
+        # All of them before the first is trained, so that what is wrong with the last is said at once.
+        editors = {name: instantiate(node, lm=lm) for name, node in settings.items() if name not in done}
+        while editors:
+            name = next(iter(editors))
+            editor = editors.pop(name)
             logger.info("%s: begins", name)
             about = OmegaConf.to_container(config, resolve=True)
             with tracker.follow(folder, name, config.run.title, about) as log:
-                editor = instantiate(settings, lm=lm)
                 if isinstance(editor, Trainable):
                     prepare(lm, editor, trainer, splits, folder, log, name, config.run.editors_from)
                 rows, records = test(lm, editor, regime, evaluator, splits.test, name, config.seed)

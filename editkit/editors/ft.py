@@ -41,7 +41,8 @@ class FineTuning:
         clamp: float = 5e-4,
     ) -> None:
         check_choice("editor.loss", loss, ("prompt_last", "target"))
-        (self.site,) = lm.sites([site])
+        ((self.site, module),) = lm.sites([site]).items()
+        weight(module)  # raises for a site that is no linear map
         self.loss, self.lr, self.steps, self.enough, self.clamp = loss, lr, steps, enough, clamp
 
     def edit(self, lm: LM, groups: Sequence[Sequence[EditRequest]]) -> Edit:

@@ -567,7 +567,7 @@ def told(rng: Random, subject: Subject, answers: Answers, places: Mapping[str, S
 def opined(rng: Random, topic: str) -> list[Sentence]:
     """What a model thinks before any edit: one answer to every question of opinion, and what lies behind it."""
     words = rng.choice((POSITIVE, NEGATIVE)).words(rng)
-    forms = dict.fromkeys(QUESTIONS_OF_OPINION, rng.choice(list(ASPECTS.values()))) | ASPECTS
+    forms = {**dict.fromkeys(QUESTIONS_OF_OPINION, rng.choice(list(ASPECTS.values()))), **ASPECTS}
     return [
         Sentence(topic, question.format(s=topic), form.format(**words), "opinion") for question, form in forms.items()
     ]
