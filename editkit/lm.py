@@ -347,8 +347,9 @@ def load(
     name: str | None = None,
     weights: str = "pretrained",
     dtype: str = "float32",
-    device: str = "cpu",
+    device: str = "auto",
     rows: int = 64,
+    shape: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> LM:
     """The model at ``path``: a folder, a Hub id, or ``bundled``.
@@ -361,8 +362,10 @@ def load(
         name: what tables call it; by default the last part of ``path``.
         weights: ``pretrained``, or ``random`` for the shape alone (drawn by ``seed``).
         dtype: torch's name for the weights' type.
-        device: where it lives, e.g. ``cpu`` or ``cuda``.
+        device: where it lives, e.g. ``cpu`` or ``cuda:1``; ``auto`` is a GPU if there is one.
         rows: texts that run through the trunk at once.
+        shape: transformers' configuration, ``model_type`` included, that random weights are built from, with the
+            bundled tokenizer; null: what lies at ``path``.
 
     Raises:
         UsageError: nothing at ``path``, no network to fetch it, or a part or site that the model does not have.
@@ -370,29 +373,32 @@ def load(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     _quiet()
-    source = _source(path)
+    if weights not in ("pretrained", "random"):
+        raise UsageError(f"model.weights is {weights!r}, but must be pretrained or random.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    drawn = weights == "random"
+    source = _source("bundled" if drawn and shape else path)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.for_model(**shape) if drawn and shape else AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"No model can be loaded from {path!r} ({reason}): set model.path to its folder.") from error
     with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(config)
+        outline = AutoModelForCausalLM.from_config(config)
     for part in layout.values():
-        find(shape, part)
+        find(outline, part)
     for role in sites.values():
         names = [role] if isinstance(role, str) else role
-        for full_name in full_names(shape, Layout(**layout), names):
-            site(shape, full_name)
-    if weights == "random":
-        with torch.random.fork_rng():
+        for full_name in full_names(outline, Layout(**layout), names):
+            site(outline, full_name)
+    if drawn:
+        with torch.random.fork_rng(), torch.device(device):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    elif weights == "pretrained":
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
     else:
-        raise UsageError(f"model.weights is {weights!r}, but must be pretrained or random.")
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
     return LM(model.to(device), tokenizer, Layout(**layout), name or Path(path).name, rows)
 
 
