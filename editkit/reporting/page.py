@@ -45,6 +45,10 @@ class Strings:
 Cell = tuple[int, str, str, str]
 
 
+# Values of questions: by measure, editor, edit and category.
+Measures = dict[str, dict[str, dict[str, dict[str, list[float]]]]]
+
+
 class Sample:
     """Single edits to look at: as many as fit, and the same ones of every run and editor.
 
@@ -254,7 +258,7 @@ def compare(found: Sequence[Found], labels: Sequence[dict[str, str]], sample: Sa
     number = {id(one): at for at, one in enumerate(found)}
     rows = []
     for at, group in enumerate(runs.groups(found)):
-        scores: dict[tuple[str, str, str], dict[str, dict[str, dict[str, dict[str, list[float]]]]]] = {}
+        scores: dict[tuple[str, str, str], Measures] = {}
         conditions = [condition for condition, _ in runs.labels([one.run for one in group.runs])]
         for one, condition in zip(group.runs, conditions, strict=True):
             run = number[id(one)]
@@ -264,14 +268,12 @@ def compare(found: Sequence[Found], labels: Sequence[dict[str, str]], sample: Sa
                     continue
                 regime = record.get("regime", "")
                 sample.add((run, label, record["task"], regime), record)
-                measure = measured(record)
-                if measure is None:
-                    continue
-                key = (condition, record["task"], regime)
-                editors = scores.setdefault(key, {}).setdefault(f"{record['protocol']} {measure}", {})
-                category = record["category"] if measure == "portability" else ""
-                edit = editors.setdefault(label, {}).setdefault(record["request"], {})
-                edit.setdefault(category, []).append(record["scores"][""])
+                category = record["category"] if record["measure"] == "portability" else ""
+                for measure in measured(record):
+                    measures = scores.setdefault((condition, record["task"], regime), {})
+                    editors = measures.setdefault(f"{record['protocol']} {measure}", {})
+                    edit = editors.setdefault(label, {}).setdefault(record["request"], {})
+                    edit.setdefault(category, []).append(record["scores"][""])
         for (condition, task, regime), measures in scores.items():
             if regime != last([r for c, t, r in scores if (c, t) == (condition, task)], regime):
                 continue
@@ -285,13 +287,11 @@ def compare(found: Sequence[Found], labels: Sequence[dict[str, str]], sample: Sa
     return rows
 
 
-def measured(record: dict[str, Any]) -> str | None:
-    """The measure that a record counts towards, of those everyone compares.
-
-    Where the editor reads no instruction, a question counts once, as the measure itself.
-    """
-    name = record["measure"] + ("_bare" if record["asked"] == "bare" else "")
-    return name if name in MEASURES and "" in record["scores"] else None
+def measured(record: dict[str, Any]) -> list[str]:
+    """The measures that a record counts towards, of those everyone compares; see `evaluation.summary.metric_names`."""
+    asked = {"instructed": ("",), "bare": ("_bare",), "same": ("", "_bare")}[record["asked"]]
+    names = [record["measure"] + suffix for suffix in asked]
+    return [name for name in names if name in MEASURES and "" in record["scores"]]
 
 
 def last(regimes: Iterable[str], regime: str) -> str:

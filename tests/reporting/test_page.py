@@ -264,15 +264,24 @@ def test_seeds_are_joined_before_editors_are_compared(write: Any) -> None:
         records += [record("ft_l", f"#{index}", 0) for index in range(4)]
         folder = write(str(seed), [result("mend", 0.8, seed=seed), result("ft_l", 0.8, seed=seed)], records, seed=seed)
     _, data = made(folder)
-    (pair,) = data["pairs"]
-    assert pair[:9] == [0, "", "recent", "single", "teacher_forced", "reliability", "mend", "ft_l", 0.5]
+    begins = [0, "", "recent", "single", "teacher_forced"]
+    assert [pair[:9] for pair in data["pairs"]] == [
+        [*begins, measure, "mend", "ft_l", 0.5] for measure in ("reliability", "reliability_bare")
+    ]
+
+
+def test_editors_that_read_instructions_are_compared_with_and_without_them(write: Any) -> None:
+    records = [record("instructedit", "#1", score, asked=asked) for asked, score in (("instructed", 1), ("bare", 0))]
+    rows = [result(editor, 0.5) for editor in ("instructedit", "mend")]
+    _, data = made(write("a", rows, [*records, record("mend", "#1", 0.25)]))
+    assert [(pair[5], pair[8]) for pair in data["pairs"]] == [("reliability", 0.75), ("reliability_bare", -0.25)]
 
 
 def test_of_a_sequence_the_end_is_compared(write: Any) -> None:
     regimes = ("sequential 9", "sequential 10")
     records = [record(editor, "#1", 1, regime=regime) for editor in ("mend", "ft_l") for regime in regimes]
     _, data = made(write("a", [result(e, 0.5, regime=r) for e in ("mend", "ft_l") for r in regimes], records))
-    assert [pair[3] for pair in data["pairs"]] == ["sequential 10"]
+    assert {pair[3] for pair in data["pairs"]} == {"sequential 10"}
 
 
 def test_editors_of_other_settings_are_told_apart_as_in_the_table(write: Any) -> None:

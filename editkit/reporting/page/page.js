@@ -15,6 +15,10 @@
     node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
     return node;
   }
+  function fill(node, ...children) {
+    node.replaceChildren();
+    made(node, {}, children);
+  }
   const el = (name, attributes, ...children) => made(document.createElement(name), attributes, children);
   const svg = (name, attributes, ...children) =>
     made(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
@@ -131,7 +135,7 @@
   }
 
   function drawFilters() {
-    byId("filters").replaceChildren(...FILTERS.map((name) => {
+    fill(byId("filters"), ...FILTERS.map((name) => {
       const options = name === "editor" ? editors : unique(rows.map((row) => String(row[name]))).sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
       const summary = el("summary");
       const box = el("details", {}, summary);
@@ -208,7 +212,7 @@
     byId("every").checked = every;
     const panels = grouped(found, (row) => row.setting).map((panel) => ({ panel, metrics: columns(panel, every) }));
     const kept = panels.filter(({ metrics }) => metrics.length);
-    part("leaderboard").replaceChildren(
+    fill(part("leaderboard"),
       ...limited(kept, 40, ({ panel, metrics }) => leaderboard(panel, metrics)), kept.length ? "" : none("No scores of what the filters ask for."));
   }
 
@@ -293,7 +297,7 @@
     const measure = options("pair-measure", measures, state.get("measure") ?? "reliability");
     const panels = grouped(found.filter((pair) => pair.metric === measure),
       (pair) => JSON.stringify([pair.group, pair.condition, pair.regime, pair.protocol]));
-    part("differences").replaceChildren(...limited(panels, 40, differences),
+    fill(part("differences"), ...limited(panels, 40, differences),
       panels.length ? "" : none("No two editors were scored on the same edits."));
   }
 
@@ -311,13 +315,13 @@
     if (!pair) return el("td", { class: "empty" }, "–");
     const sure = pair.holm < 0.05;
     return el("td", { class: sure ? "sure" : null, title: `${pair.n} edits; ${chance(pair.p)} uncorrected` },
-      el("b", {}, signed(metric, pair.mean), sure ? " ★" : ""),
+      el("b", {}, signed(metric, pair.mean), sure ? " ★" : ""), " ",
       el("small", {}, interval(metric, pair.low, pair.high, signed)), el("small", {}, chance(pair.holm)));
   }
 
   function options(id, values, wanted) {
     const value = values.includes(wanted) ? wanted : values[0];
-    byId(id).replaceChildren(...values.map((one) => el("option", { value: one, selected: one === value }, one.replaceAll("_", " "))));
+    fill(byId(id), ...values.map((one) => el("option", { value: one, selected: one === value }, one.replaceAll("_", " "))));
     byId(id).value = value;
     byId(id).closest("p").hidden = values.length < 2;
     return value;
@@ -385,8 +389,9 @@
 
   function drawCharts(id, panels, show, without) {
     const names = unique(panels.flatMap((panel) => panel.names));
-    byId(id).hidden = !panels.length && without === null;
-    part(id).replaceChildren(names.length ? legend(editors.filter((name) => names.includes(name))) : "",
+    const nothing = !panels.length && without === null;
+    for (const node of [byId(id), document.querySelector(`nav a[href="#${id}"]`)]) node.hidden = nothing;
+    fill(part(id), names.length ? legend(editors.filter((name) => names.includes(name))) : "",
       el("div", { class: "charts" }, limited(panels, 24, show)), panels.length ? "" : none(without ?? ""));
   }
   const scale = (metric, value) => (isShare(metric) && value !== null ? 100 * value : value);
@@ -420,7 +425,7 @@
       .map((panel) => ({ panel, names: unique(panel.map((curve) => curve.editor)) }));
     drawCharts("training", panels, ({ panel }) => {
       const { at } = panel[0];
-      return chart(at.group === null ? "not scored yet" : place(at) || measure, "step", measure, panel.map((curve) => ({
+      return chart(at.group === null ? "runs without scores" : place(at) || measure, "step", measure, panel.map((curve) => ({
         name: curve.editor, line: true, thin: curve.split === "train", marks: curve.split !== "train",
         title: `${curve.editor}, ${curve.split}, ${curve.at.name}`,
         points: curve.steps.map((x, i) => ({ x, y: curve.values[measure][i] })).filter((p) => p.y !== null && p.y !== undefined),
@@ -480,7 +485,7 @@
     const page = found.slice(first, first + PAGE);
     const turn = (by) => el("button", { type: "button", disabled: first + by < 0 || first + by >= found.length, onclick: () => { first += by; drawEdits(); } }, by < 0 ? "Previous" : "Next");
     const head = ["task", "editor", "seed", "prompt", "target", "the base said", "the edited model said", "reliability"].map(column);
-    part("edits").replaceChildren(
+    fill(part("edits"),
       found.length ? table(`${first + 1} to ${first + page.length} of ${found.length} edits`, head, el("tbody", {}, page.map((edit) => {
         const asked = records(edit), record = main(asked, protocols);
         return el("tr", {}, el("td", {}, edit.task), el("td", { class: "name" }, sign(edit.editor), edit.editor), el("td", {}, String(edit.seed ?? "–")),
@@ -508,9 +513,9 @@
     const same = edits.filter((other) => other.request === edit.request && other.task === edit.task && other.regime === edit.regime && other.run.group === edit.run.group)
       .filter(passes(["editor", "model", "seed"]));
     const button = (other) => el("button", { type: "button", "aria-current": other === edit ? "true" : null, onclick: () => open(other) },
-      sign(other.editor), other.editor, data.runs.length > 1 ? ` · ${other.run.name}` : "");
+      sign(other.editor), other.editor, other.seed === null ? ` · ${other.run.name}` : `, seed ${other.seed}`);
     const own = main(found, []);
-    byId("one").replaceChildren(
+    fill(byId("one"),
       el("div", { class: "buttons" }, el("h2", { id: "one-head" }, `${edit.editor}: ${data.texts[edit.request]}`),
         el("button", { type: "button", onclick: () => byId("one").close() }, "Close")),
       el("dl", {}, [["task", edit.task], ["regime", said(edit.regime)], ["run", edit.run.name], ["prompt", own.prompt], ["target", own.answer], ["the base said", own.base], ["the edited model said", own.edited]]
@@ -534,7 +539,7 @@
     const order = ["finished", "running", "interrupted", "failed"];
     const sorted = [...data.runs].sort((a, b) => order.indexOf(b.state) - order.indexOf(a.state));
     const minutes = (run) => (run.started && run.ended ? ((new Date(run.ended) - new Date(run.started)) / 60000).toFixed(1) : "–");
-    part("runs").replaceChildren(table(counts(), head, el("tbody", {}, sorted.map((run) => el("tr", {},
+    fill(part("runs"), table(counts(), head, el("tbody", {}, sorted.map((run) => el("tr", {},
       el("th", { scope: "row" }, run.name), el("td", { class: `state-${run.state}` }, run.state),
       el("td", {}, run.editors.join(", ")), el("td", {}, run.model), el("td", {}, String(run.seed ?? "–")),
       el("td", { class: "name" }, run.started ? run.started.slice(0, 16).replace("T", " ") : "–"), el("td", {}, minutes(run)),
@@ -546,10 +551,11 @@
   function drawGroups() {
     byId("kinds").hidden = data.groups.length < 2;
     const names = unique(data.groups.flatMap((group) => Object.keys(group.kind)));
-    part("kinds").replaceChildren(table("What differs", [column("group"), column("runs"), names.map(column)],
-      el("tbody", {}, data.groups.map((group, at) => el("tr", {}, el("th", { scope: "row" }, group.name),
-        el("td", {}, String(data.runs.filter((run) => run.group === at).length)),
-        names.map((name) => el("td", {}, group.kind[name] || "–"))))), "text"));
+    const count = (at) => String(data.runs.filter((run) => run.group === at).length);
+    const line = (name, values) => el("tr", {}, el("th", { scope: "row" }, name), values.map((value) => el("td", {}, value)));
+    fill(part("kinds"), table("What differs", [column(""), data.groups.map((group) => column(group.name))], el("tbody", {},
+      line("runs", data.groups.map((group, at) => count(at))),
+      names.map((name) => line(name, data.groups.map((group) => group.kind[name] || "–")))), "text"));
   }
 
   // --- Begin -------------------------------------------------------------------------------------------------------
