@@ -321,7 +321,7 @@ class Edit:
         }
         return Edit(rules, self.slots, self.regime)
 
-    def save(self, file: Path, **about: str) -> None:
+    def save(self, file: Path | str, **about: str) -> None:
         """Write the edit as safetensors; ``about`` goes into its header beside the regime and the rules' kinds."""
         kinds = {site: type(rule).__name__ for site, rule in self.rules.items()}
         words = {site: _words(rule) for site, rule in self.rules.items()}
@@ -332,7 +332,7 @@ class Edit:
         save_file(tensors, file, metadata={**header, "regime": self.regime, **about})
 
     @classmethod
-    def load(cls, file: Path) -> tuple["Edit", dict[str, str]]:
+    def load(cls, file: Path | str) -> tuple["Edit", dict[str, str]]:
         """The edit in ``file`` and its header; raises UsageError if it is not an edit."""
         try:
             with safe_open(file, "pt") as opened:
