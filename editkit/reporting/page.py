@@ -19,7 +19,7 @@ from typing import Any
 
 from editkit import __version__
 from editkit.errors import UsageError
-from editkit.reporting import pairs, runs
+from editkit.reporting import pairs, results, runs
 from editkit.reporting.runs import Found, Group
 from editkit.reporting.table import LESS_IS_BETTER, MEASURES, PROTOCOLS, UNITS
 
@@ -161,7 +161,7 @@ def collect(found: Sequence[Found], refresh: int) -> dict[str, Any]:
     labels: list[dict[str, str]] = [{} for _ in found]
     rows = []
     for number, group in enumerate(groups):
-        for one, (condition, names) in zip(group.runs, runs.labels([one.run for one in group.runs]), strict=True):
+        for one, (condition, names) in zip(group.runs, results.labels([one.run for one in group.runs]), strict=True):
             at = index[id(one)]
             labels[at] = names
             about[at] |= {"group": number, "condition": condition}
@@ -259,7 +259,7 @@ def compare(found: Sequence[Found], labels: Sequence[dict[str, str]], sample: Sa
     rows = []
     for at, group in enumerate(runs.groups(found)):
         scores: dict[tuple[str, str, str], Measures] = {}
-        conditions = [condition for condition, _ in runs.labels([one.run for one in group.runs])]
+        conditions = [condition for condition, _ in results.labels([one.run for one in group.runs])]
         for one, condition in zip(group.runs, conditions, strict=True):
             run = number[id(one)]
             for record in lines(one.folder / "records.jsonl.gz"):

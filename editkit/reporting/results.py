@@ -76,22 +76,12 @@ def read(folders: Iterable[Path]) -> list[Score]:
                 f"No results.csv lies under '{folder}': name the folder of a run that has scored an editor"
             )
         runs += [read_run(path) for path in found]
-    conditions = differences([run.condition() for run in runs])
-    same_name: dict[str, list[Run]] = {}
-    for run in runs:
-        for editor in dict.fromkeys(row["editor"] for row in run.rows):
-            same_name.setdefault(editor, []).append(run)
-    labels = {
-        (id(run), editor): f"{editor} {text}".strip()
-        for editor, all_of_it in same_name.items()
-        for run, text in zip(all_of_it, differences([r.editor_config(editor) for r in all_of_it]), strict=True)
-    }
     joined: dict[tuple[str, str, str, str, bool, str, str], list[Mapping[str, str]]] = {}
-    for run, condition in zip(runs, conditions, strict=True):
+    for run, (condition, names) in zip(runs, labels(runs), strict=True):
         trained_on = run.trained_on()
         for row in run.rows:
             unseen = trained_on is not None and row["task"] not in trained_on
-            label = labels[id(run), row["editor"]]
+            label = names[row["editor"]]
             key = (condition, row["regime"], row["protocol"], row["task"], unseen, label, row["metric"])
             joined.setdefault(key, []).append(row)
     return [
@@ -120,6 +110,18 @@ def average(rows: Sequence[Mapping[str, str]]) -> tuple[float, float, int, tuple
         half = statistics.stdev(means)
     seeds = tuple(sorted(int(row["seed"]) for row in rows))
     return statistics.fmean(means), half, max(int(row["n"]) for row in rows), seeds
+
+
+def labels(runs: Sequence[Run]) -> list[tuple[str, dict[str, str]]]:
+    """Of each run, its condition and its editors' labels, what tells it from the others."""
+    conditions = differences([run.condition() for run in runs])
+    names: list[dict[str, str]] = [{} for _ in runs]
+    for editor in dict.fromkeys(row["editor"] for run in runs for row in run.rows):
+        having = [index for index, run in enumerate(runs) if any(row["editor"] == editor for row in run.rows)]
+        settings = differences([runs[index].editor_config(editor) for index in having])
+        for index, text in zip(having, settings, strict=True):
+            names[index][editor] = f"{editor} {text}".strip()
+    return list(zip(conditions, names, strict=True))
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,15 +139,3 @@ def scores(found: Iterable[Found]) -> list[Score]:
         for group in groups(found)
         for score in results.read(one.folder for one in group.runs)
     ]
-
-
-def labels(runs: Sequence[Run]) -> list[tuple[str, dict[str, str]]]:
-    """Of each run, its condition and its editors' labels, as `results.read` gives them: what tells it from others."""
-    conditions = results.differences([run.condition() for run in runs])
-    names: list[dict[str, str]] = [{} for _ in runs]
-    for editor in dict.fromkeys(row["editor"] for run in runs for row in run.rows):
-        having = [index for index, run in enumerate(runs) if any(row["editor"] == editor for row in run.rows)]
-        settings = results.differences([runs[index].editor_config(editor) for index in having])
-        for index, text in zip(having, settings, strict=True):
-            names[index][editor] = f"{editor} {text}".strip()
-    return list(zip(conditions, names, strict=True))
