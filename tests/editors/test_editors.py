@@ -183,8 +183,8 @@ def test_the_edit_takes(
     objective = Objective(outer="edit", edit_weight=1.0, locality_weight=0.0)
     if isinstance(editor, Trainable):
         editor = editor.float().train()
-        optimizer = torch.optim.Adam([{**group, "lr": 0.01} for group in editor.parameter_groups()])
-        for step in range(40):
+        optimizer = torch.optim.Adam([{**group, "lr": 0.02} for group in editor.parameter_groups()])
+        for step in range(16):
             edit = editor.edit(lm, [[request] for request in requests])
             loss = objective(lm, edit, requests, random.Random(step))["loss"]
             optimizer.zero_grad()
