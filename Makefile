@@ -11,13 +11,13 @@ demo: .venv/installed            ## one InstructEdit editor beside three baselin
 	$(bin)/editkit run "baselines=[mend,ft_l,ft_m]"
 
 test: .venv/installed-dev        ## every test
-	$(offline) $(bin)/python -m pytest
+	$(pytest)
 
 check: .venv/installed-dev       ## what CI runs: format, lint, types, tests
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
 	$(bin)/mypy
-	$(offline) $(bin)/python -m pytest
+	$(pytest)
 
 bench: .venv/installed           ## speed and memory, as ratios within one run
 	$(bin)/python experiments/bench.py
@@ -25,8 +25,9 @@ bench: .venv/installed           ## speed and memory, as ratios within one run
 clean:                           ## remove the environment; outputs stay
 	rm -rf .venv
 
-# Tests must neither wait for an unreachable network nor fight over cores.
-offline := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
+# Tests must neither wait for an unreachable network nor fight over cores: two processes of one thread each.
+offline := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+pytest := $(offline) $(bin)/python -m pytest --numprocesses 2 --dist loadfile
 
 # The stamps are newer than the files that name the dependencies: a second call installs nothing.
 .venv/installed: $(project) | $(bin)/python
