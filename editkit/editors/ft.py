@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from editkit.editors.loss import edit_batch, nll_by_slot
 from editkit.edits import Dense, Edit, applied
@@ -55,21 +54,17 @@ class FineTuning:
         matrix = weight(sites[self.site])
         wide = torch.promote_types(matrix.dtype, torch.float32)
         delta = torch.zeros(len(groups), *matrix.shape, dtype=wide, device=matrix.device, requires_grad=True)
-        optimizer = torch.optim.Adam([delta], lr=self.lr)
+        optimizer = torch.optim.Adam([delta], lr=self.lr, fused=True)  # one pass over matrices that fill no cache
         for _ in range(self.steps):
             with torch.enable_grad(), applied(sites, Edit({self.site: Dense(delta)}, len(groups)), owner):
                 losses = nll_by_slot(lm.logits(batch), batch, owner, len(groups))
                 (delta.grad,) = torch.autograd.grad(losses.sum(), delta)
-            running = losses.detach() >= self.enough
-            if not running.any():
+            stopped = losses.detach() < self.enough
+            if stopped.all():
                 break
-            before = delta.detach().clone()
+            before = delta.detach()[stopped]
             optimizer.step()
             with torch.no_grad():
-                delta.copy_(_kept(running, delta.clamp(-self.clamp, self.clamp), before))
+                delta.clamp_(-self.clamp, self.clamp)
+                delta[stopped] = before
         return Edit({self.site: Dense(delta.detach())}, len(groups))
-
-
-def _kept(running: Tensor, after: Tensor, before: Tensor) -> Tensor:
-    """``after`` for the slots still running, ``before`` for those that have stopped."""
-    return torch.where(running[:, None, None], after, before)
