@@ -582,7 +582,8 @@ def main() -> int:
 
     title = (
         f"{asked.shape}, cost of an edit: {asked.edits} a step, {asked.scored} scored, {asked.alone} the obvious way, "
-        f"median of {asked.repeat} (editors: once), {torch.get_num_threads()} threads, {time.perf_counter() - began:.0f} s in all"
+        f"median of {asked.repeat} (editors: once), {torch.get_num_threads()} threads, "
+        f"{time.perf_counter() - began:.0f} s in all"
     )
     table = Table(*HEADER, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for entry in rows:
