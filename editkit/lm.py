@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from editkit.edits import sent
 from editkit.errors import UsageError
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class Batch:
     """Texts ready for the blocks from ``start`` on, padded on the right (a causal model never looks there).
 
     ``row`` and ``position`` say where each answer token is predicted: one entry for each answer token, texts in order.
+    ``share`` is that token's part of its answer, so that summing over tokens gives a sum of means.
     """
 
     start: int
@@ -50,6 +52,9 @@ class Batch:
     row: Int[Tensor, " scored"]
     position: Int[Tensor, " scored"]
     labels: Int[Tensor, " scored"]
+    share: Float[Tensor, " scored"]
+    scored: Sequence[tuple[int, int]]
+    """each row's first scored position, and the one behind its last"""
 
 
 @dataclass(frozen=True)
@@ -185,15 +190,13 @@ class LM:
         offset = torch.tensor([trunk.where[text.ids] for text in texts])
         last = torch.tensor([len(text.ids) - 1 for text in texts])
         index = offset[:, None] + torch.minimum(torch.arange(longest), last[:, None])
-        places = [
-            (row, position)
-            for row, text in enumerate(texts)
-            for position in range(text.prompt - 1 + shift, len(text.ids) - 1 + shift)
-        ]
-        row, position = torch.tensor(places).T
-        labels = torch.tensor([token for text in texts for token in text.answer])
-        hidden = trunk.states[index.to(trunk.states.device)]
-        return Batch(start, hidden, row.to(self.device), position.to(self.device), labels.to(self.device))
+        scored = [(text.prompt - 1 + shift, len(text.ids) - 1 + shift) for text in texts]
+        places = [(row, position) for row, span in enumerate(scored) for position in range(*span)]
+        row, position = sent(places, self.device).T
+        labels = sent([token for text in texts for token in text.answer], self.device)
+        share = sent([1 / len(text.answer) for text in texts for _ in text.answer], self.device)
+        hidden = trunk.states[index.to(trunk.states.device, non_blocking=True)]
+        return Batch(start, hidden, row, position, labels, share, scored)
 
     def states(self, batch: Batch) -> Float[Tensor, "scored d"]:
         """What the head reads at the scored positions."""

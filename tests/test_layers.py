@@ -23,7 +23,7 @@ LEVELS = (
     {"instructions"},
     {"tasks", "lm"},
     {"edits"},
-    {"requests", "errors"},
+    {"requests", "errors", "parallel"},
 )
 DEPTH = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
