@@ -14,6 +14,7 @@ CONF = PACKAGE.parent / "conf"
 # From the top down; rooms of one level do not know each other.
 LEVELS = (
     {"__main__"},
+    {"studies"},
     {"cli"},
     {"run"},
     {"configs"},

@@ -75,12 +75,14 @@ class TeacherForced:
 
     Attributes:
         rows: texts that run at once.
+        locality_instructed: ask locality a second time, behind the edit's instruction (``locality_instructed``).
     """
 
     rows: int = 128
+    locality_instructed: bool = False
 
     def score(self, lm: LM, edit: Edit, groups: Sequence[Sequence[EditRequest]]) -> list[Record]:
-        asked = questions(groups)
+        asked = questions(groups, self.locality_instructed)
         changed = [question for question in asked if question.measure != "locality"]
         kept = [question for question in asked if question.measure == "locality"]
         opinions = [(slot, r, r.opinions) for slot, group in enumerate(groups) for r in group if r.opinions is not None]
