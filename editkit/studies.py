@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -216,8 +216,8 @@ def results(folder: Path) -> list[dict[str, str]]:
 
 def scores(
     conditions: Mapping[str, Sequence[Path]],
-    metrics: Iterable[str],
-    protocols: Iterable[str] = ("teacher_forced",),
+    metrics: Sequence[str],
+    protocols: Sequence[str] = ("teacher_forced",),
     condition: str = "condition",
 ) -> list[dict[str, Any]]:
     """Rows of a study's table: of each condition (name → one run's folder a seed), its scores averaged over seeds.
@@ -226,13 +226,11 @@ def scores(
     of one run, over edits), ``sd`` the standard deviation of the seeds' means (empty for one seed). ``condition`` is
     what its column is called.
     """
-    metrics, protocols = set(metrics), set(protocols)
     found: list[dict[str, Any]] = []
     for name, folders in conditions.items():
         runs = [results(folder) for folder in folders]
-        for first in runs[0]:
-            if first["protocol"] not in protocols or first["metric"] not in metrics:
-                continue
+        chosen = [row for metric in metrics for row in runs[0] if row["metric"] == metric]
+        for first in (row for row in chosen if row["protocol"] in protocols):
             words = {key: first[key] for key in KEYS}
             same = [row for run in runs for row in run if all(row[key] == words[key] for key in KEYS)]
             numbers = {number: fmean(float(row[number]) for row in same) for number in ("mean", "ci_low", "ci_high")}
@@ -284,7 +282,8 @@ def table(rows: Sequence[Row], by: Sequence[str]) -> list[list[str]]:
     """Head and lines: a line for each value of the keys ``by``, a column a metric."""
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     cells = {(*(str(row[name]) for name in by), row["metric"]): cell(row) for row in rows}
-    keys = dict.fromkeys(tuple(str(row[name]) for name in by) for row in rows)
+    order = [list(dict.fromkeys(str(row[name]) for row in rows)) for name in by]
+    keys = sorted({key[:-1] for key in cells}, key=lambda key: [o.index(k) for o, k in zip(order, key, strict=True)])
     head = [*(name.replace("_", " ") for name in by), *(NAMES.get(m, m.replace("_", " ")) for m in metrics)]
     return [head, *([*key, *(cells.get((*key, metric), "–") for metric in metrics)] for key in keys)]
 

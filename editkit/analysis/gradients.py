@@ -20,7 +20,6 @@ from torch import Tensor
 
 from editkit.editors import Editor, Trainable
 from editkit.editors.loss import edit_batch, nll_by_slot
-from editkit.editors.mend import by_slot
 from editkit.edits import LowRank, traced
 from editkit.errors import UsageError, check_choice
 from editkit.lm import LM, chunks
@@ -126,7 +125,7 @@ def gradients(lm: LM, sites: Sequence[str], requests: Sequence[EditRequest]) -> 
     with torch.enable_grad(), traced(lm.sites(sites)) as trace:
         batch, owner = edit_batch(lm, [[request] for request in requests], lm.block_of(sites))
         factors = trace.factors(nll_by_slot(lm.logits(batch), batch, owner, len(requests)).sum())
-    return {site: LowRank(*by_slot(u, delta, owner, len(requests))[:2]) for site, (u, delta) in factors.items()}
+    return {site: LowRank(u, delta) for site, (u, delta) in factors.items()}
 
 
 def summed(factors: LowRank) -> Float[np.ndarray, "edits d"]:

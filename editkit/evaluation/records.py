@@ -54,7 +54,7 @@ class Record:
 
 
 def questions(groups: Sequence[Sequence[EditRequest]], locality_instructed: bool = False) -> list[Question]:
-    """All that is asked about ``groups``, slot by slot; locality is asked bare, on demand also behind the instruction."""
+    """All that is asked about ``groups``, slot by slot; locality bare, on demand also behind the instruction."""
     found = []
     for slot, group in enumerate(groups):
         for request in group:
