@@ -113,7 +113,7 @@ class Objective:
             share = batch.share / kept
             with torch.no_grad():
                 texts = [text for _, text in bucket]
-                base = lm.logits(lm.batch(texts, start, 1)) if shift else lm.head(torch.cat(lm.base(texts, start)))
+                base = lm.logits(lm.batch(texts, start, 1)) if shift else lm.head(lm.base(texts, start))
                 base = base.to(logits.dtype).log_softmax(-1)
             kl = (base.exp() * (base - logits.log_softmax(-1))).sum(-1)
             scores["kl"] = scores["kl"] + (kl * share).sum()

@@ -61,13 +61,15 @@ def run(config: DictConfig) -> None:
                     prepare(lm, editor, trainer, splits, folder, log, name, config.run.editors_from)
                 rows, records = test(lm, editor, regime, evaluator, splits.test, name, config.seed)
                 log.finish([asdict(row) for row in rows], records)
+            lm.flush()
 
 
 def load_model(config: DictConfig) -> LM:
     """The model that ``config.model`` names, without the values that only editors' files read from there."""
     settings = OmegaConf.to_container(config.model, resolve=True)
     assert isinstance(settings, dict)
-    return instantiate(OmegaConf.create({key: value for key, value in settings.items() if key != "tuned"}))
+    node = OmegaConf.create({key: value for key, value in settings.items() if key != "tuned"})
+    return instantiate(node, cache=instantiate(config.cache))
 
 
 def prepare(

@@ -23,7 +23,7 @@ from torch import Tensor
 from editkit import parallel
 from editkit.editors import Trainable
 from editkit.errors import UsageError, check_choice
-from editkit.lm import LM
+from editkit.lm import LM, chunks
 from editkit.objectives import Objective
 from editkit.requests import EditRequest
 
@@ -61,6 +61,8 @@ class Trainer:
         best_by: what makes a validation better: a higher mean of reliability and locality (``shares``) or a lower
             ``loss`` (MEND's authors), whose KL a single question with a sure answer can sway.
         patience: validations without a better one before training stops; null: never.
+        prefill: before the first step, run every text that may be asked through the model's trunk, the shortest first,
+            instead of as they come; pays where training sees most of them, or where they are kept on disk.
         seed: of the order of edits and of what is asked.
         progress: show a bar.
     """
@@ -75,6 +77,7 @@ class Trainer:
     validate_every: int = 100
     best_by: str = "shares"
     patience: int | None = None
+    prefill: bool = False
     seed: int = 0
     progress: bool = True
 
@@ -103,6 +106,8 @@ class Trainer:
         state = self._restore(last, lm, editor, optimizer) if last.exists() else Progressed()
         objective = replace(self.objective, **state.learned)
         finished = state.step >= self.steps or state.stopped_early
+        if self.prefill and not finished:
+            self._fill(lm, editor, [*train, *valid], name)
         with self._bar(name) as bar:
             task = bar.add_task(name, total=self.steps, completed=state.step, seen="")
             began, first = time.perf_counter(), state.step
@@ -133,6 +138,19 @@ class Trainer:
             editor.load_state_dict(restore(best, lm)[0])
         editor.train(False)
         return state
+
+    @torch.no_grad()
+    def _fill(self, lm: LM, editor: Trainable, requests: Sequence[EditRequest], name: str) -> None:
+        editor.train(False)
+        start = lm.block_of(editor.edit(lm, [[requests[0]]]).rules)
+        edits = {lm.text(request.instruction + request.prompt, request.target) for request in requests}
+        texts = sorted(edits | self.objective.texts(lm, requests), key=lambda text: len(text.ids))
+        with self._bar(f"{name}: texts") as bar:
+            task = bar.add_task(f"{name}: texts", total=len(texts), seen="")
+            for chunk in chunks(texts, lm.rows):
+                lm.fill(chunk, start)
+                bar.advance(task, len(chunk))
+        lm.flush()
 
     @torch.no_grad()
     def validate(self, lm: LM, editor: Trainable, valid: Sequence[EditRequest]) -> dict[str, float]:

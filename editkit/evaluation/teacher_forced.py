@@ -46,7 +46,7 @@ def outcomes(lm: LM, edit: Edit, rows: Sequence[Row], at_once: int, likelihoods:
     for chunk in chunks(by_length, at_once):
         chunk = sorted(chunk, key=lambda index: rows[index][0])  # rows of a slot side by side
         texts = [rows[index][1] for index in chunk]
-        base = lm.head(torch.cat(lm.base(texts, start)))
+        base = lm.head(lm.base(texts, start))
         batch = lm.batch(texts, start)
         with applied(sites, edit, [rows[index][0] for index in chunk]):
             edited = lm.logits(batch)
