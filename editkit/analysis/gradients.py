@@ -142,25 +142,24 @@ def summed(factors: LowRank) -> Float[np.ndarray, "edits d"]:
 def spanned(factors: LowRank) -> Float[np.ndarray, "edits edits"]:
     """Each edit's whole matrix ``uᵀ v`` at length 1, as coordinates in an orthonormal basis of what they all span.
 
-    Inner products, and so distances, are those of the flattened matrices, of which none is ever built.
+    Inner products, and so distances, are those of the flattened matrices.
     """
     values, vectors = np.linalg.eigh(cosines(factors))
     return vectors * np.sqrt(values.clip(0))
 
 
-def cosines(factors: LowRank, block: int = 16) -> Float[np.ndarray, "edits edits"]:
-    """Cosines between the matrices ``uᵀ v`` of all pairs of edits, exactly: ``Σ_tt' (u_t · u'_t') (v_t · v'_t')``.
+def cosines(factors: LowRank, inputs: int = 8) -> Float[np.ndarray, "edits edits"]:
+    """Cosines between the matrices ``uᵀ v`` of all pairs of edits, exactly.
 
-    ``block`` edits are held against all others at once: block × edits × tokens² numbers.
+    ``inputs`` rows of all matrices are built at once: edits × inputs × d_out numbers. That costs edits² × d_in × d_out
+    products; from the factors alone, ``Σ_tt' (u_t · u'_t') (v_t · v'_t')``, it would be edits² × tokens² × (d_in +
+    d_out), which is more unless texts are short.
     """
     u, v = (unit(factor.flatten(1)).view_as(factor) for factor in (factors.u, factors.v))
-    edits, tokens = u.shape[:2]
-    gram = torch.zeros(edits, edits, dtype=torch.float64)
-    for begin in range(0, edits, block):
-        part = slice(begin, begin + block)
-        products = [factor[part].flatten(0, 1) @ factor.flatten(0, 1).mT for factor in (u, v)]
-        gram[part] = (products[0] * products[1]).view(-1, tokens, edits, tokens).sum((1, 3))
-    gram = (gram + gram.mT) / 2
+    gram = torch.zeros(len(u), len(u), dtype=torch.float64)
+    for part in u.split(inputs, -1):
+        rows = (part.mT @ v).flatten(1)
+        gram += rows @ rows.mT
     length = gram.diagonal().clamp(min=torch.finfo(gram.dtype).tiny).sqrt()
     return (gram / length / length[:, None]).numpy()
 

@@ -47,8 +47,8 @@ def clusters(tasks: int, each: int, apart: float) -> tuple[np.ndarray, list[str]
 def test_cosines_are_those_of_the_flattened_matrices() -> None:
     factors = drawn(edits=7, tokens=4, d_in=5, d_out=3)
     dense = dense_cosines([factors.update(slot) for slot in range(7)])
-    for block in (3, 16):
-        assert np.allclose(gradients.cosines(factors, block), dense, rtol=0, atol=1e-12)
+    for inputs in (2, 8):
+        assert np.allclose(gradients.cosines(factors, inputs), dense, rtol=0, atol=1e-12)
     coordinates = gradients.spanned(factors)
     assert np.allclose(coordinates @ coordinates.T, dense, rtol=0, atol=1e-12)
 
@@ -169,9 +169,8 @@ def test_principal_components_are_those_of_the_decomposed_points(d: int) -> None
 
 def test_the_same_seed_gives_the_same_maps() -> None:
     points, tasks = clusters(2, 10, 1.0)
-    first, again = (gradients.tsne(points, seed=1, perplexities=(3, 5)) for _ in range(2))
-    assert list(first) == [3, 5]
-    assert all(np.array_equal(first[perplexity], again[perplexity]) for perplexity in first)
+    first, again = (gradients.tsne(points, seed=1, perplexities=[3]) for _ in range(2))
+    assert np.array_equal(first[3], again[3])
     assert gradients.placed(first[3], tasks, "a")[12] == {
         "panel": "a",
         "task": "task 1",
@@ -181,7 +180,7 @@ def test_the_same_seed_gives_the_same_maps() -> None:
 
 
 def test_a_perplexity_too_large_for_the_edits_is_capped() -> None:
-    assert list(gradients.tsne(clusters(2, 5, 1.0)[0], seed=0)) == [3]
+    assert list(gradients.tsne(clusters(2, 5, 1.0)[0], seed=0, perplexities=(2, 10, 30))) == [2, 3]
     with pytest.raises(UsageError, match="at least four"):
         gradients.tsne(np.eye(3), seed=0)
 
