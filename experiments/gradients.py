@@ -4,8 +4,8 @@
 
 The edits that MEND (trained on the mix, or on each task alone) and InstructEdit make of test requests, as directions:
 their factors summed over tokens, at length 1, all sites side by side. Maps (t-SNE), and how well tasks are told apart,
-in numbers that no map distorts. The editors are those of multi_task and single_task, which are run first where they have
-not been.
+in numbers that no map distorts. The editors are those of multi_task and single_task, which are run first where they
+have not been.
 """
 
 from editkit.run import reopened
