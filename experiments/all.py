@@ -30,7 +30,6 @@ STUDIES = (
     "instruction_search",
     "sequential",
 )
-BUDGETS = {"scale=tiny": ["trainer.steps=200"]}
 
 
 def main(words: list[str]) -> None:
@@ -38,8 +37,8 @@ def main(words: list[str]) -> None:
     words += [] if "scale" in keys else ["scale=tiny"]
     words += [] if "seeds" in keys else ["seeds=0,1,2"]
     words += [] if "jobs" in keys else [f"jobs={os.cpu_count()}"]
-    for word in words:
-        words += BUDGETS.get(word, []) if "trainer.steps" not in keys else []
+    if "scale=tiny" in words and not keys & {"trainer.steps", "debug"}:
+        words.append("trainer.steps=200")
     for name in STUDIES:
         subprocess.run([sys.executable, Path(__file__).with_name(f"{name}.py"), *words], check=True)
     parts = [part for name in STUDIES for part in tables(Study.of(name, words))]

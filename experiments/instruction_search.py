@@ -3,7 +3,7 @@
     python experiments/instruction_search.py scale=tiny seeds=0,1,2 jobs=2
 
 `editkit instructions search` with the recorded writer (any setting of it is taken, such as writer=openai), its score by
-round, and then the whole training with what it found, with the bare names, and with the set that comes with editkit.
+round, and then the whole training with what it found and with the bare names.
 """
 
 from dataclasses import replace
@@ -28,8 +28,8 @@ def program(study: Study) -> None:
     rounds = [{"round": 0, "score": history["bare_names"]["score"]}]
     rounds += [{"round": one["round"], "score": score} for one in history["rounds"] for score in one["scores"]]
     bare = next((folder / "candidates").glob("round-0-*.yaml"))
-    sets = {"found": found, "bare names": bare, "editkit's": "editkit"}
-    parts = {name.split()[0].strip("'s"): [f"editor.descriptions={file}"] for name, file in sets.items()}
+    sets = {"found": found, "bare names": bare}
+    parts = {name.split()[0]: [f"editor.descriptions={file}"] for name, file in sets.items()}
     trained = dict(zip(sets, runs.over_seeds(parts).values(), strict=True))
     rows = scores(trained, ("reliability", "reliability_bare", "generalization", "locality"), condition="descriptions")
     caption = study.caption(
