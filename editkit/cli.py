@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, cast
 
-from editkit import __version__
+from editkit import __version__, hub
 from editkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -275,6 +275,9 @@ def job(config: "DictConfig") -> None:
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, on_sigterm) if in_main_thread else None
     try:
+        # Asked here, a model that cannot be had is refused before seconds of imports.
+        if config.model.get("path") and config.model.get("weights") != "random":
+            hub.here(config.model.path)
         from editkit.run import run
 
         try:
