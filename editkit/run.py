@@ -2,7 +2,6 @@
 
 import json
 import logging
-import resource
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -124,6 +123,7 @@ def test(
             found: list[Record] = []
             seconds: list[float] = []
             edited: set[str] = set()
+            peak = Peak(lm.device)
             began = time.perf_counter()
             for edit, groups in regime(editor, lm, wanted):
                 new = {request.id for group in groups for request in group} - edited
@@ -133,24 +133,43 @@ def test(
                 bar.advance(shown, len(new))
                 began = time.perf_counter()
             rows += summarise(found, name, seed, evaluator.resamples)
-            rows += cost(seconds, len(edited), name, task, edit.regime, seed)
+            rows += cost(seconds, peak.mib(), len(edited), name, task, edit.regime, seed)
             records += found
     return rows, records
 
 
-def cost(seconds: Sequence[float], edits: int, name: str, task: str, regime: str, seed: int) -> list[Row]:
-    """Wall time an edit, and the peak memory of the process (GPU: of its device) so far, as rows of ``results.csv``."""
-    mean, low, high = interval(np.array(seconds)[:, None], 1000, seed)
-    peak = (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident()) / 2**20
-    return [
-        Row(name, task, regime, "cost", "seconds_per_edit", mean, low, high, edits, seed),
-        Row(name, task, regime, "cost", "peak_memory_mib", peak, peak, peak, edits, seed),
-    ]
+def cost(
+    seconds: Sequence[float], peak: float | None, edits: int, name: str, task: str, regime: str, seed: int
+) -> list[Row]:
+    """Wall time an edit, and where it is known the peak memory of editing and scoring, as rows of ``results.csv``."""
+    values = {"seconds_per_edit": interval(np.array(seconds)[:, None], 1000, seed)}
+    if peak is not None:
+        values["peak_memory_mib"] = (peak, peak, peak)
+    return [Row(name, task, regime, "cost", metric, *value, edits, seed) for metric, value in values.items()]
 
 
-def resident() -> int:
-    """The most memory this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+class Peak:
+    """The most memory held from its making on: by tensors of a CUDA device, or else by the process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._known = True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is forgotten
+        except OSError:
+            self._known = False
+
+    def mib(self) -> float | None:
+        """In MiB; ``None`` where what was held before cannot be told from it."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / 2**20
+        if not self._known:
+            return None
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
 
 
 def write_inputs(folder: RunFolder, lm: LM, splits: Splits) -> None:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from editkit import __version__
 from editkit.errors import UsageError
+from editkit.status import claim, read
 
 COLUMNS = ("editor", "task", "regime", "protocol", "metric", "mean", "ci_low", "ci_high", "n", "seed")
 LEAST_SPACE = 64 * 2**20  # bytes; a tiny run's checkpoints and W&B files
@@ -37,13 +38,15 @@ class Fields(Protocol):
 class RunFolder:
     """A run's folder as a context: made and marked running on entry, marked finished, failed or interrupted on exit.
 
+    No other process can enter it meanwhile.
+
     Holds ``config.yaml`` (as given), ``status.json``, ``metrics.jsonl`` (curves), ``results.csv``,
     ``records.jsonl.gz``, ``run.log`` and ``checkpoints/``. Files that are read as a whole are replaced in one step, so
     that a killed run leaves no half of one.
 
     Raises:
-        UsageError: the folder cannot be written to, holds another run's results or checkpoints (unless ``resume``), or
-            its disk is full.
+        UsageError: the folder cannot be written to, is another process's, holds another run's results or checkpoints
+            (unless ``resume``), or its disk is full.
     """
 
     def __init__(self, path: str | Path, config_yaml: str, resume: bool = False) -> None:
@@ -52,27 +55,19 @@ class RunFolder:
         self._config_yaml = config_yaml
         self._resume = resume
         self._status: dict[str, Any] = {}
-        self._log_handler: logging.Handler | None = None
+        self._log_handler: logging.StreamHandler | None = None
 
     def __enter__(self) -> Self:
-        status = self.path / "status.json"
-        state = json.loads(status.read_text())["state"] if status.exists() else None
-        if state and not self._resume and (state == "running" or self._has_outcome()):
-            raise UsageError(
-                f"'{self.path}' holds a run that is {state}: set run.dir to a new folder, "
-                f"or go on with that one by run.resume={self.path}"
-            )
         with writing(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(self.path).free < LEAST_SPACE:
                 raise UsageError(f"The disk of '{self.path}' is full: free some space or set run.dir elsewhere")
-            if self._resume:
-                self._status = json.loads(status.read_text()) if state else {}
-            else:
-                (self.path / "metrics.jsonl").unlink(missing_ok=True)
-                rewrite(self.path / "config.yaml", self._config_yaml)
-            self._mark("running")
-            self._log_handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
+            self._log_handler = logging.StreamHandler(log := (self.path / "run.log").open("a", encoding="utf-8"))
+            try:
+                self._begin(claim(self.path, log))
+            except BaseException:
+                log.close()
+                raise
         self._log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(self._log_handler)
         logging.getLogger("editkit").setLevel(logging.INFO)
@@ -95,7 +90,7 @@ class RunFolder:
         finally:
             if self._log_handler:
                 logging.getLogger().removeHandler(self._log_handler)
-                self._log_handler.close()
+                self._log_handler.stream.close()
 
     def log(self, metrics: Mapping[str, float], step: int, editor: str) -> None:
         """Appends one point of each curve to ``metrics.jsonl``; what is not finite becomes ``null``."""
@@ -143,6 +138,20 @@ class RunFolder:
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
+    def _begin(self, state: str | None) -> None:
+        """Marks the folder running, unless it was left in a ``state`` that must not be written over."""
+        if self._resume:
+            self._status = read(self.path / "status.json")
+        elif state and self._has_outcome():
+            raise UsageError(
+                f"'{self.path}' holds a run that is {state}: set run.dir to a new folder, "
+                f"or go on with that one by run.resume={self.path}"
+            )
+        else:
+            (self.path / "metrics.jsonl").unlink(missing_ok=True)
+            rewrite(self.path / "config.yaml", self._config_yaml)
+        self._mark("running")
+
     def _has_outcome(self) -> bool:
         return (self.path / "results.csv").exists() or any(path.is_file() for path in self.checkpoints.rglob("*"))
 
@@ -153,6 +162,8 @@ class RunFolder:
             "why": why,
             "started": self._status.get("started", now),
             "ended": now if state != "running" else None,
+            "host": platform.node(),
+            "pid": os.getpid(),
         }
         rewrite(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
 

@@ -15,6 +15,7 @@ CONF = PACKAGE.parent / "conf"
 LEVELS = (
     {"__main__"},
     {"cli"},
+    {"sweeps"},
     {"run"},
     {"configs"},
     {"training", "evaluation", "analysis", "reporting", "tracking", "regimes", "bundled"},
@@ -22,7 +23,7 @@ LEVELS = (
     {"editors"},
     {"instructions"},
     {"tasks", "lm"},
-    {"edits"},
+    {"edits", "status"},
     {"requests", "errors"},
 )
 DEPTH = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}

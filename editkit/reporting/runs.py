@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from editkit import status
 from editkit.errors import UsageError
 from editkit.reporting import results
 from editkit.reporting.results import Run, Score
@@ -21,7 +22,7 @@ class Found:
 
     Attributes:
         name: its path as seen from the folder that was named.
-        status: what ``status.json`` says, empty where there is none.
+        status: as `editkit.status.of` gives it, empty where there is none.
         inputs: what ``inputs.json`` says, empty where the run never got that far.
         run: its configuration and its rows of ``results.csv``, none where it has scored no editor.
     """
@@ -96,18 +97,7 @@ def read(folder: Path, name: str) -> Found:
         run = results.read_run(scored)
     else:
         run = Run((), (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.exists() else {})
-    return Found(folder, name, said(folder / "status.json"), said(folder / "inputs.json"), run)
-
-
-def said(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(
-            f"'{path}' is no JSON ({error}): mend it, or leave the run out by moving its folder"
-        ) from error
+    return Found(folder, name, status.of(folder), status.read(folder / "inputs.json"), run)
 
 
 def groups(found: Iterable[Found]) -> list[Group]:
