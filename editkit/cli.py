@@ -227,7 +227,8 @@ def job(config: "DictConfig") -> None:
     else:
         chosen: Mapping[str, str] = settings.runtime.choices
         config.run.editor = config.run.editor or chosen["editor"]
-        config.run.title = config.run.title or f"{chosen['tasks']} · {chosen['model']} · seed {config.seed}"
+        config.run.mix = config.run.mix or chosen["tasks"]
+        config.run.title = config.run.title or f"{config.run.mix} · {chosen['model']} · seed {config.seed}"
         config.run.group = config.run.group or f"{config.run.study} · {(folder.parent if sweeping else folder).name}"
     config.run.dir = str(folder)
     if sweeping:

@@ -1,5 +1,6 @@
 """One run: compose → load → train → edit → score → log. The one place that makes objects of configurations."""
 
+import importlib.util
 import json
 import logging
 import time
@@ -55,12 +56,32 @@ def run(config: DictConfig) -> None:
             name = next(iter(editors))
             editor = editors.pop(name)
             logger.info("%s: begins", name)
-            about = OmegaConf.to_container(config, resolve=True)
+            about = described(config, name, settings[name], lm)
             with tracker.follow(folder, name, config.run.title, about) as log:
                 if isinstance(editor, Trainable):
                     prepare(lm, editor, trainer, splits, folder, log, name, config.run.editors_from)
                 rows, records = test(lm, editor, regime, evaluator, splits.test, name, config.seed)
+                draw(folder, name, rows)
                 log.finish([asdict(row) for row in rows], records)
+
+
+def described(config: DictConfig, name: str, editor: DictConfig, lm: LM) -> dict[str, Any]:
+    """The settings of one editor's part of the run, with the names that runs are told apart by."""
+    settings = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(settings, dict)
+    names = {"editor_name": name, "task_mix": config.run.get("mix"), "model_name": lm.name}
+    parts = {str(key): value for key, value in settings.items() if key != "baselines"}
+    return {**parts, "editor": OmegaConf.to_container(editor, resolve=True), **names}
+
+
+def draw(folder: RunFolder, name: str, rows: Sequence[Row]) -> None:
+    """Puts the figure of a sequence scored along the way into ``figures/``, where matplotlib is installed."""
+    if len({row.regime for row in rows}) < 2 or importlib.util.find_spec("matplotlib") is None:
+        return
+    from editkit.analysis import figures
+
+    lines = [{key: str(value) for key, value in asdict(row).items()} for row in rows]
+    figures.save(figures.sequences(lines), folder.path / "figures" / name / "sequence")
 
 
 def load_model(config: DictConfig) -> LM:

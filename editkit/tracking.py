@@ -200,6 +200,10 @@ class FolderLog:
     def finish(self, results: Sequence[Mapping[str, Any]], records: Sequence[Fields]) -> None:
         self._folder.add(self._editor, results, records)
 
+    def figures(self) -> list[Path]:
+        """The editor's images in the run's folder: ``figures/EDITOR/*.png``."""
+        return sorted((self._folder.path / "figures" / self._editor).glob("*.png"))
+
 
 class NoTracker:
     """Nothing beside the run's folder."""
@@ -210,7 +214,8 @@ class NoTracker:
 
 
 class WandbTracker:
-    """One W&B run an editor: its configuration, curves, final scores and a table of records; files in ``wandb/``.
+    """One W&B run an editor: its configuration, curves, final scores, figures and a table of records; files in
+    ``wandb/``. Curves are drawn over ``step``.
 
     Args:
         mode: ``offline`` (no key, no network), ``online`` or ``disabled``. Where online cannot be reached the run is
@@ -250,6 +255,7 @@ class WandbTracker:
             return
         with wandb_files_in(folder.path / "wandb"):
             run = self._start(folder, editor, f"{editor} · {title}", config)
+            run.define_metric("*", step_metric="step")
             code = 1
             try:
                 yield WandbLog(own, run, self._table_rows)
@@ -273,7 +279,7 @@ class WandbTracker:
             "job_type": editor,
             "name": name,
             "id": identity,
-            "config": {**config, "editor_name": editor},
+            "config": dict(config),
             "dir": str(folder.path),
             "reinit": "create_new",  # otherwise a run that is still open would be returned instead
             "settings": settings,
@@ -300,13 +306,15 @@ class WandbLog:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._own.log(metrics, step)
-        self._run.log(dict(metrics), step=step)
+        self._run.log({**metrics, "step": step}, step=step)
 
     def finish(self, results: Sequence[Mapping[str, Any]], records: Sequence[Fields]) -> None:
         import wandb
 
         self._own.finish(results, records)
         self._run.summary.update({f"{row['task']}/{row['protocol']}/{row['metric']}": row["mean"] for row in results})
+        for path in self._own.figures():
+            self._run.log({f"figures/{path.stem}": wandb.Image(str(path))})
         if not records or not self._table_rows:
             return
         stride = math.ceil(len(records) / self._table_rows)
