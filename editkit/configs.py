@@ -55,14 +55,14 @@ def register_resolvers(folder: str | None = None) -> None:
 
 
 def identity(config: DictConfig, editor: str) -> str:
-    """Ten hex digits of every setting that results depend on: of no folder, no title and no tracker.
+    """Ten hex digits of every setting that results depend on: of no folder, title, tracker or cache.
 
     ``editor``: the name of the method under study.
     """
     kept: dict[str, Any] = {
         str(key): OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
         for key, node in config.items()
-        if key not in ("hydra", "run", "tracker")
+        if key not in ("cache", "hydra", "run", "tracker")
     }
     kept["run"] = {"editor": editor, "editors_from": config.run.editors_from}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]

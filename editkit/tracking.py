@@ -188,7 +188,7 @@ class Tracker(Protocol):
 
 
 class FolderLog:
-    """A `Log` into the run's folder."""
+    """A `Log` into the run's folder, and what that holds of its editor."""
 
     def __init__(self, folder: RunFolder, editor: str) -> None:
         self._folder = folder
@@ -199,6 +199,13 @@ class FolderLog:
 
     def finish(self, results: Sequence[Mapping[str, Any]], records: Sequence[Fields]) -> None:
         self._folder.add(self._editor, results, records)
+
+    def points(self) -> list[dict[str, float]]:
+        """Every point of the editor's curves so far, with its ``step``; what is not finite is left out."""
+        path = self._folder.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        own = [point for point in map(json.loads, lines) if point.pop("editor") == self._editor]
+        return [{name: value for name, value in point.items() if value is not None} for point in own]
 
     def figures(self) -> list[Path]:
         """The editor's images in the run's folder: ``figures/EDITOR/*.png``."""
@@ -222,7 +229,7 @@ class WandbTracker:
             kept offline, and says so.
         project: the W&B project.
         entity: the user or team, ``None`` for the key's own.
-        group: runs shown together: a study or a sweep.
+        group: runs shown together: those of a sweep, or the editors of one run.
         tags: words to find runs by.
         table_rows: records shown in the table at most, evenly spaced over all.
 
@@ -297,20 +304,29 @@ class WandbTracker:
 
 
 class WandbLog:
-    """A `Log` into the run's folder, then into a W&B run."""
+    """A `Log` into the run's folder, then into a W&B run.
+
+    A run that goes on offline is a second file of the same W&B run, and sending it replaces the first: so it begins
+    with the curves so far.
+    """
 
     def __init__(self, own: FolderLog, run: Any, table_rows: int) -> None:
         self._own = own
         self._run = run
         self._table_rows = table_rows
+        self._behind: bool = run.offline
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        if self._behind:
+            self._catch_up()
         self._own.log(metrics, step)
         self._run.log({**metrics, "step": step}, step=step)
 
     def finish(self, results: Sequence[Mapping[str, Any]], records: Sequence[Fields]) -> None:
         import wandb
 
+        if self._behind:
+            self._catch_up()
         self._own.finish(results, records)
         self._run.summary.update({f"{row['task']}/{row['protocol']}/{row['metric']}": row["mean"] for row in results})
         for path in self._own.figures():
@@ -323,6 +339,11 @@ class WandbLog:
             [json.dumps(v, ensure_ascii=False) if isinstance(v, dict) else v for v in row.values()] for row in rows
         ]
         self._run.log({"records": wandb.Table(columns=list(rows[0]), data=cells, allow_mixed_types=True)})
+
+    def _catch_up(self) -> None:
+        for point in self._own.points():
+            self._run.log(point, step=int(point["step"]))
+        self._behind = False
 
 
 def has_key() -> bool:

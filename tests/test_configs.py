@@ -151,7 +151,7 @@ def test_a_job_is_known_by_what_its_results_depend_on(shipped: None) -> None:
     def known(*words: str, editor: str = "mend") -> str:
         return configs.identity(configs.checked(["editor=mend", *words]), editor)
 
-    same = ["run.dir=x", "run.title=x", "run.study=x", "run.skip_finished=true", "tracker=none"]
+    same = ["run.dir=x", "run.title=x", "run.study=x", "run.skip_finished=true", "tracker=none", "cache=disk"]
     assert known() == known(*same)
     others = {known(word) for word in ("seed=1", "editor.rank=3", "scale=small", "run.editors_from=x", "baselines=ke")}
     assert len({known(), *others, known(editor="mine")}) == 7

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -52,14 +52,16 @@ class Instructions:
             raise UsageError(f"descriptions {source}: 'tasks' must map each task's key to its name and descriptions.")
         self.tasks: Mapping[str, Described] = {key: _described(f"{source}, {key}", task) for key, task in tasks.items()}
 
-    def give(self, request: EditRequest, seed: int, which: Literal["seen", "unseen"] | int = "seen") -> EditRequest:
+    def give(self, request: EditRequest, seed: int, which: str | int = "seen") -> EditRequest:
         """The request with its instruction.
 
         Args:
             request: the same record gets the same description each time.
             seed: of the draw.
             which: ``seen`` draws from the descriptions for training, ``unseen`` is the one kept, and a number that one,
-                from 0.
+                from 0. To ask what an instruction does there are wrong ones: ``none``; ``other``, another task's name
+                and one of its descriptions ("positive" stands for a sentiment that the record does not have); and
+                ``shuffled``, a seen one with its words in another order.
 
         Raises:
             UsageError: the request's task is not described, there is no such description, or the record has nothing for
@@ -68,19 +70,28 @@ class Instructions:
         if request.task not in self.tasks:
             known = ", ".join(self.tasks)
             raise UsageError(f"descriptions {self.source}: no task '{request.task}', only {known}; describe it there.")
-        task = self.tasks[request.task]
+        if which == "none":
+            return replace(request, instruction="")
+        task, filling = self.tasks[request.task], {"LABEL": request.label, "TOPIC": request.subject}
+        draw = random.Random(f"{seed}/{request.id}/description")
+        if which == "other":
+            task = draw.choice([other for key, other in self.tasks.items() if key != request.task] or [task])
+            filling["LABEL"] = request.label or "positive"
         *seen, unseen = task.descriptions
-        if which == "seen":
-            description = random.Random(f"{seed}/{request.id}/description").choice(seen)
+        if which in ("seen", "other"):
+            description = draw.choice(seen)
+        elif which == "shuffled":
+            words = draw.choice(seen).split()
+            description = " ".join(draw.sample(words, len(words)))
         elif which == "unseen":
             description = unseen
         elif isinstance(which, int) and 0 <= which < len(task.descriptions):
             description = task.descriptions[which]
         else:
             raise UsageError(
-                f"description {which!r}: 'seen', 'unseen' or a number from 0 to {len(task.descriptions) - 1} is needed."
+                f"description {which!r}: seen, unseen, none, other, shuffled or a number from 0 to "
+                f"{len(task.descriptions) - 1} is needed."
             )
-        filling = {"LABEL": request.label, "TOPIC": request.subject}
         for slot in task.slots:
             if not filling[slot]:
                 raise UsageError(f"descriptions {self.source}: record {request.id} has nothing to put for [{slot}].")

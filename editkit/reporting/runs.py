@@ -1,9 +1,11 @@
 """The runs found under folders, scored or failed, and which of them may be averaged."""
 
+import gzip
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,3 +131,24 @@ def scores(found: Iterable[Found]) -> list[Score]:
         for group in groups(found)
         for score in results.read(one.folder for one in group.runs)
     ]
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines, compressed or not, none if it is not there.
+
+    Raises:
+        UsageError: the file is damaged. The last line of curves may be half written.
+    """
+    if not path.exists():
+        return
+    curve = path.suffix == ".jsonl"
+    try:
+        with path.open(encoding="utf-8") if curve else gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    if not curve:
+                        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UsageError(f"'{path}' cannot be read ({error}): leave the run out by moving its folder") from error
