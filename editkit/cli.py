@@ -1,4 +1,4 @@
-"""The command line: `editkit run`, `data` and `report`. Heavy parts are imported where they are used."""
+"""The command line: `editkit run`, `instructions`, `data`, `report`. Heavy parts are imported where they are used."""
 
 import argparse
 import errno
@@ -30,6 +30,14 @@ examples:
   editkit run -m hydra/launcher=submitit_slurm seed=0,1,2  the same on a cluster; also joblib, submitit_local and ray
   editkit run run.resume=outputs/editkit/…                 go on with an interrupted run
   editkit run --cfg                                        every setting and its value
+"""
+SEARCH_EXAMPLES = """\
+examples:
+  editkit instructions search                              the bundled model and a recorded writer: no network
+  editkit instructions search writer=openai writer.model=NAME writer.base_url=http://localhost:8000/v1 writer.key=null
+  editkit instructions search writer=local writer.path=DIR search.per_round=2 "search.seeds=[0,1,2]"
+  editkit instructions search run.resume=outputs/instructions/…
+  editkit run editor.descriptions=outputs/instructions/…/descriptions.yaml
 """
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
@@ -81,6 +89,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--config-dir", metavar="DIR", help="a folder with groups of your own, such as DIR/editor/mine.yaml"
     )
     run.set_defaults(command=run_command)
+
+    instructions = commands.add_parser("instructions", help="search for descriptions of tasks, or show a set of them")
+    actions = instructions.add_subparsers(required=True, metavar="action")
+    search = actions.add_parser(
+        "search",
+        help="have a writer propose descriptions, and trial editors score them",
+        description="A writer proposes descriptions of the tasks, a short training scores them, and the scores go back "
+        "to the writer, until the best no longer rises. Ends with a table and a file for editor.descriptions.",
+        epilog=SEARCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    search.add_argument("settings", nargs="*", help="group=choice or key=value; see them all with --cfg")
+    search.add_argument("--cfg", action="store_true", help="show the configuration instead of searching")
+    search.set_defaults(command=search_command)
+    shown = actions.add_parser("show", help="print a set of descriptions, and how it was found")
+    shown.add_argument("source", nargs="?", default="editkit", help="a YAML file, or the name of a set (editkit)")
+    shown.set_defaults(command=show_instructions)
 
     data = commands.add_parser("data", help="show the data a run would use, or rebuild the bundled world and model")
     actions = data.add_subparsers(required=True, metavar="action")
@@ -135,12 +160,81 @@ def run_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def check_resumable(folder: Path, words: Sequence[str]) -> None:
+def check_resumable(folder: Path, words: Sequence[str], command: str = "run") -> None:
+    """Raises a UsageError unless ``command`` began in ``folder`` and no other settings are given."""
+    from omegaconf import OmegaConf
+
     others = [word for word in words if not word.startswith("run.resume=")]
     if others:
         raise UsageError(f"run.resume goes on with the settings in {folder}/config.yaml: leave out {' '.join(others)}")
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"run.resume is '{folder}', but that is no run's folder: it has no config.yaml")
+    began = "instructions search" if "search" in OmegaConf.load(folder / "config.yaml") else "run"
+    if began != command:
+        raise UsageError(f"run.resume is '{folder}', which was begun by editkit {began}: go on with it by that")
+
+
+def search_command(options: argparse.Namespace) -> None:
+    """Searches for descriptions; what is wrong with the settings or the writer is said before anything heavy."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from editkit import configs
+
+    with configs.sources():
+        config = configs.checked(options.settings, primary="instructions")
+    if options.cfg:
+        print(OmegaConf.to_yaml(config), end="")
+        return
+    folder = Path(config.run.dir).absolute()
+    if config.run.resume:
+        check_resumable(folder, options.settings, "instructions search")
+        config = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+        config.run.resume = str(folder)
+    config.run.dir = str(folder)
+    check_writable(folder)
+    if "descriptions" not in config.editor:
+        raise UsageError(
+            f"{config.editor._target_} reads no descriptions: set editor to one that does, such as instructedit"
+        )
+    writer, method = configs.instantiate(config.writer), configs.instantiate(config.search)
+    with interruptible(folder, "editkit instructions search"):
+        from editkit.searching import search
+
+        search(config, writer, method, say=lambda line: print(line, flush=True))
+    from editkit.instructions import Instructions
+    from editkit.reporting import table
+
+    found = Instructions(str(folder / "descriptions.yaml"))
+    terminal().print(table.search(found.history, folder))
+
+
+@contextmanager
+def interruptible(folder: Path, command: str) -> Iterator[None]:
+    """Within: SIGTERM is like Ctrl-C, after either of which ``command`` is offered, and a full disk is a UsageError."""
+    try:
+        # SIGUSR2 is how Slurm announces the end of a job's time to all its processes; the job's launcher answers it.
+        with handling({signal.SIGTERM: on_sigterm, signal.SIGUSR2: signal.SIG_IGN}):
+            yield
+    except OSError as error:
+        if error.errno in UNWRITABLE:
+            raise UsageError(unwritable(error)) from error
+        raise
+    except KeyboardInterrupt:
+        begun = (folder / "config.yaml").exists()
+        go_on = f"go on with: {command} run.resume={folder}" if begun else "nothing was begun"
+        print(f"editkit: interrupted; {go_on}", file=sys.stderr)
+        raise
+
+
+def show_instructions(options: argparse.Namespace) -> None:
+    from editkit.instructions import Instructions
+    from editkit.reporting import table
+
+    found = Instructions(options.source)
+    console = terminal()
+    console.print(table.descriptions(found.tasks))
+    if "rounds" in found.history:
+        console.print(table.search(found.history))
 
 
 def check_writable(folder: Path) -> None:
@@ -238,35 +332,25 @@ def job(config: "DictConfig") -> None:
             told = sweeps.run_job(folder, OmegaConf.to_yaml(config, resolve=True))
         print(f"editkit: {folder.name} {told}", flush=True)
     else:
-        # SIGUSR2 is how Slurm announces the end of a job's time to all its processes; the job's launcher answers it.
-        with handling({signal.SIGTERM: on_sigterm, signal.SIGUSR2: signal.SIG_IGN}):
-            perform(config, folder)
+        perform(config, folder)
 
 
 def perform(config: "DictConfig", folder: Path) -> None:
     """One run in this process, and what is to be said at its end."""
     try:
-        state = state_before(folder, config) if config.run.skip_finished else None
-        if state:
-            config.run.resume = str(folder)
-        if state != "finished":
-            from editkit.run import run
+        with interruptible(folder, "editkit run"):
+            state = state_before(folder, config) if config.run.skip_finished else None
+            if state:
+                config.run.resume = str(folder)
+            if state != "finished":
+                from editkit.run import run
 
-            run(config)
+                run(config)
         show_results(folder)
     except UsageError as error:
         # Hydra would add a traceback.
         print(f"editkit: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        print(f"editkit: {unwritable(error)}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        go_on = f"go on with: editkit run run.resume={folder}" if (folder / "config.yaml").exists() else "nothing begun"
-        print(f"editkit: interrupted; {go_on}", file=sys.stderr)
-        raise
 
 
 def state_before(folder: Path, config: "DictConfig") -> str | None:

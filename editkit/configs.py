@@ -109,8 +109,10 @@ def launchers_of_our_own() -> Iterator[None]:
         yield
 
 
-def checked(overrides: Sequence[str], sweep: bool = False) -> DictConfig:
+def checked(overrides: Sequence[str], sweep: bool = False, primary: str = "config") -> DictConfig:
     """The configuration that ``overrides`` ask for, after every one of them was found right; to be called in `sources`.
+
+    ``primary`` is the file that the others are composed into.
 
     Keys must exist, choices too, and a value must have the type of the one it replaces (``null`` goes everywhere, and
     whatever replaces ``null``). Of a sweep, every combination of choices and every value is checked; the first
@@ -140,7 +142,7 @@ def checked(overrides: Sequence[str], sweep: bool = False) -> DictConfig:
             groups.append([str(override.input_line)])
         else:
             values += parsed(expanded(override))
-    configs = [with_values(composed(choice), values, names) for choice in itertools.product(*groups)]
+    configs = [with_values(composed(choice, primary), values, names) for choice in itertools.product(*groups)]
     return configs[0]
 
 
@@ -196,11 +198,11 @@ def check_launcher(override: Override, sweep: bool) -> None:
         raise UsageError(f"{word} needs a package that is not installed: pip install 'editkit[{EXTRAS[plugin]}]'")
 
 
-def composed(choices: Iterable[str]) -> DictConfig:
+def composed(choices: Iterable[str], primary: str) -> DictConfig:
     """The configuration of these group choices, each key at its default."""
     choices = list(choices)
     try:
-        return hydra.compose("config", choices)
+        return hydra.compose(primary, choices)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UsageError(sentence(error)) from error
 

@@ -395,16 +395,16 @@ def load(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    _quiet()
+    quiet()
     if weights not in ("pretrained", "random"):
         raise UsageError(f"model.weights is {weights!r}, but must be pretrained or random.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     drawn = weights == "random"
-    source = _source("bundled" if drawn and shape else path)
+    folder = source("bundled" if drawn and shape else path)
     try:
-        config = AutoConfig.for_model(**shape) if drawn and shape else AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.for_model(**shape) if drawn and shape else AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"No model can be loaded from {path!r} ({reason}): set model.path to its folder.") from error
@@ -421,25 +421,30 @@ def load(
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     else:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     return LM(model.to(device), tokenizer, Layout(**layout), name or Path(path).name, rows, cache)
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Leaves transformers' bars and remarks off the terminal."""
     from transformers import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
 
-def _source(path: str) -> str:
-    """A folder transformers can read: ``path`` itself, the bundled model, or the Hub's copy of ``path``."""
+def source(path: str, key: str = "model.path") -> str:
+    """A folder transformers can read: ``path`` itself, the bundled model, or the Hub's copy of ``path``.
+
+    Raises:
+        UsageError: there is none, said of the setting ``key``.
+    """
     if path == "bundled":
         return str(files("editkit.bundled") / "model")
     if Path(path).is_dir():
         return path
     if path.count("/") > 1 or path.startswith((".", "/", "~")):
-        raise UsageError(f"model.path is {path!r}, but there is no such folder: give a model's folder or its Hub id.")
+        raise UsageError(f"{key} is {path!r}, but there is no such folder: give a model's folder or its Hub id.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -449,7 +454,7 @@ def _source(path: str) -> str:
     except LocalEntryNotFoundError:
         if not hub_reachable():
             raise UsageError(
-                f"model.path is {path!r}, which is neither a folder nor in the local Hub cache, and the Hub cannot be "
+                f"{key} is {path!r}, which is neither a folder nor in the local Hub cache, and the Hub cannot be "
                 "reached: give a folder, or go online once."
             ) from None
         return snapshot_download(path, allow_patterns=wanted)

@@ -89,8 +89,9 @@ def load_model(config: DictConfig) -> LM:
     """The model that ``config.model`` names, without the values that only editors' files read from there."""
     settings = OmegaConf.to_container(config.model, resolve=True)
     assert isinstance(settings, dict)
-    node = OmegaConf.create({key: value for key, value in settings.items() if key != "tuned"})
-    return instantiate(node, cache=instantiate(config.cache))
+    parts = {str(key): value for key, value in settings.items() if key != "tuned"}
+    # As a part of the model's settings: a dataclass that is handed over would be turned into settings again.
+    return instantiate(OmegaConf.create({**parts, "cache": OmegaConf.to_container(config.cache, resolve=True)}))
 
 
 def prepare(

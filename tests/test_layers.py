@@ -16,7 +16,7 @@ LEVELS = (
     {"__main__"},
     {"studies"},
     {"cli"},
-    {"sweeps"},
+    {"searching", "sweeps"},
     {"run"},
     {"configs"},
     {"training", "evaluation", "analysis", "reporting", "tracking", "regimes", "bundled"},
@@ -29,7 +29,8 @@ LEVELS = (
 )
 DEPTH = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-ONLY_IN = {"hydra": {"cli", "run", "configs"}, "omegaconf": {"cli", "run", "configs"}, "wandb": {"tracking"}}
+CONFIGURED = {"cli", "searching", "run", "configs"}
+ONLY_IN = {"hydra": CONFIGURED, "omegaconf": CONFIGURED, "wandb": {"tracking"}}
 
 
 def room(path: Path) -> str:

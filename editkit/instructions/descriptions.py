@@ -36,6 +36,7 @@ class Instructions:
             (``conf/descriptions/editkit.yaml`` says it by example; keys it does not know, such as scores, are ignored).
         template: with the slots ``{task}`` and ``{description}``; the prompt follows it directly.
         tasks: what each task is called and how it is described.
+        history: how a search found the set; empty if none did.
 
     Raises:
         UsageError: no such set or file, or one that is not of the form above.
@@ -51,6 +52,9 @@ class Instructions:
         if not isinstance(tasks, dict) or not tasks:
             raise UsageError(f"descriptions {source}: 'tasks' must map each task's key to its name and descriptions.")
         self.tasks: Mapping[str, Described] = {key: _described(f"{source}, {key}", task) for key, task in tasks.items()}
+        self.history: Mapping[str, Any] = content.get("history") or {}
+        if not isinstance(self.history, dict):
+            raise UsageError(f"descriptions {source}: 'history' must be as a search wrote it, or be left out.")
 
     def give(self, request: EditRequest, seed: int, which: str | int = "seen") -> EditRequest:
         """The request with its instruction.
@@ -141,3 +145,29 @@ def _described(place: str, task: Any) -> Described:
             wanted = ", ".join(f"[{slot}]" for slot in slots) or "no slot"
             raise UsageError(f"descriptions {place}: '{text}' must have {wanted} in it, as 'slots' says.")
     return Described(task["name"].strip(), texts, tuple(slots))
+
+
+def write(
+    file: Path, base: Instructions, tasks: Mapping[str, Described], more: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Puts a set of descriptions into ``file`` in one step, once it was read back and found right.
+
+    Args:
+        file: a name that ends in ``.yaml``.
+        base: whose template it has, and whose tasks as far as ``tasks`` has no others.
+        tasks: described anew.
+        more: further keys, which are ignored in reading.
+
+    Raises:
+        UsageError: a task is not of the form.
+    """
+    content: dict[str, Any] = {"template": base.template, "tasks": {}}
+    for key, task in {**base.tasks, **tasks}.items():
+        slots = {"slots": list(task.slots)} if task.slots else {}
+        content["tasks"][key] = {"name": task.name, **slots, "descriptions": list(task.descriptions)}
+    content |= more or {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.stem}.part.yaml")
+    part.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000), encoding="utf-8")
+    Instructions(str(part))
+    part.replace(file)
