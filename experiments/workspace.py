@@ -49,7 +49,7 @@ def drawn(panel: Panel) -> Any:
 
     over_runs = {"groupby": wr.Config("editor_name"), "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
     if panel.kind == "bars":
-        return wr.BarPlot(title=panel.title, metrics=[wr.SummaryMetric(key) for key in panel.keys], **over_runs)
+        return wr.BarPlot(title=panel.title, metrics=list(panel.keys), **over_runs)
     if panel.kind == "curves":
         return wr.LinePlot(title=panel.title, x="step", y=list(panel.keys), **over_runs)
     if panel.kind == "points":
