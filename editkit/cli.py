@@ -329,7 +329,8 @@ def job(config: "DictConfig") -> None:
         from editkit import sweeps
 
         with handling({signal.SIGTERM: on_sigterm}):
-            told = sweeps.run_job(folder, OmegaConf.to_yaml(config, resolve=True))
+            threads = settings.launcher.get("cpus_per_task")
+            told = sweeps.run_job(folder, OmegaConf.to_yaml(config, resolve=True), threads)
         print(f"editkit: {folder.name} {told}", flush=True)
     else:
         perform(config, folder)

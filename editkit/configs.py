@@ -25,7 +25,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from editkit.errors import UsageError
 
 # Launchers that are no part of the default installation, and the extra that brings them.
-EXTRAS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray"}
+EXTRAS = {"hydra_plugins.hydra_submitit_launcher": "slurm", "hydra_plugins.hydra_ray_launcher": "ray"}
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 OPTIONAL = ("scale", "experiment", "debug")
 KINDS = {
@@ -137,7 +137,7 @@ def checked(overrides: Sequence[str], sweep: bool = False, primary: str = "confi
             groups.append(expanded(override))
             check_choice(override, options)
             if key == "hydra/launcher":
-                check_launcher(override, sweep)
+                check_launcher(override, places, sweep)
         elif override.is_delete() or key.split(".")[0].split("/")[0] == "hydra":
             groups.append([str(override.input_line)])
         else:
@@ -188,14 +188,16 @@ def check_choice(override: Override, options: Sequence[str]) -> None:
                 raise UsageError(f"{group} {given}, but must be one of {', '.join(options)}{guess(str(name), options)}")
 
 
-def check_launcher(override: Override, sweep: bool) -> None:
+def check_launcher(override: Override, places: Sequence[str], sweep: bool) -> None:
     """Refuses a launcher that is not installed, or that has nothing to launch."""
     word = str(override.input_line)
     if not sweep:
         raise UsageError(f"{word} launches the jobs of a sweep: add -m")
-    plugin = hydra.compose("config", [word], return_hydra_config=True).hydra.launcher._target_.split(".")[1]
-    if plugin in EXTRAS and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
-        raise UsageError(f"{word} needs a package that is not installed: pip install 'editkit[{EXTRAS[plugin]}]'")
+    for choice in expanded(override):
+        target = hydra.compose("config", [choice, *places], return_hydra_config=True).hydra.launcher._target_
+        for plugin, extra in EXTRAS.items():
+            if target.startswith(f"{plugin}.") and importlib.util.find_spec(plugin) is None:
+                raise UsageError(f"{word} needs a package that is not installed: pip install 'editkit[{extra}]'")
 
 
 def composed(choices: Iterable[str], primary: str) -> DictConfig:

@@ -5,9 +5,11 @@ queue, finds what there is already: finished jobs are left as they are, and othe
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,10 +17,11 @@ from editkit import status
 from editkit.tracking import rewrite
 
 
-def run_job(folder: Path, config_yaml: str) -> str:
+def run_job(folder: Path, config_yaml: str, threads: int | None = None) -> str:
     """Runs the job of ``folder``, unless it has finished or is running; gives its end in words.
 
-    However the job ends, ``status.json`` says so.
+    However the job ends, ``status.json`` says so. It has ``threads`` threads; ``None``: as many as this process is to
+    have.
     """
     state = status.of(folder).get("state")
     if state == "finished":
@@ -27,7 +30,7 @@ def run_job(folder: Path, config_yaml: str) -> str:
         return "is running in another process, and is left alone"
     if not (folder / "config.yaml").exists():
         rewrite(folder / "config.yaml", config_yaml)
-    code = ended(folder)
+    code = ended(folder, {"OMP_NUM_THREADS": str(threads)} if threads else {})
     said = status.of(folder)
     if said.get("state") in (None, "killed"):
         why = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} before it began"
@@ -38,10 +41,13 @@ def run_job(folder: Path, config_yaml: str) -> str:
     return f"{said['state']} {said.get('why', '')}".rstrip()
 
 
-def ended(folder: Path) -> int:
-    """Exit code of the job's process; stopped, if this one is."""
+def ended(folder: Path, variables: Mapping[str, str]) -> int:
+    """Exit code of the job's process, which has this one's environment and ``variables``; stopped, if this one is."""
+    environment = {**os.environ, **variables}
     # Ctrl-C reaches it through this process alone: twice would cut off its last words.
-    with subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, start_new_session=True) as process:
+    with subprocess.Popen(
+        command(folder), stdout=subprocess.DEVNULL, env=environment, start_new_session=True
+    ) as process:
         try:
             return process.wait()
         except BaseException:

@@ -32,6 +32,7 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)
 with RunFolder(folder, "", resume=True):
     with (folder / "runs").open("a") as runs:
         runs.write("x")
+    (folder / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
     if order == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if order == "wait":
@@ -75,6 +76,19 @@ def test_every_job_has_a_folder_named_by_its_settings(sweep: Any, capsys: pytest
     assert (
         f"4 jobs have finished; compare all with: editkit report {Path('sweep').absolute()}" in capsys.readouterr().out
     )
+
+
+def test_the_cores_are_divided_among_jobs(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    sweeps.run_job(made("alone"), "seed: 0", threads=3)
+    assert Path("alone/threads").read_text() == "3"
+    sweeps.run_job(made("free"), "seed: 0")
+    assert Path("free/threads").read_text() == ""
+
+
+def made(folder: str) -> Path:
+    Path(folder).mkdir()
+    return Path(folder)
 
 
 def test_a_job_that_ends_badly_stops_no_other(sweep: Any, capsys: pytest.CaptureFixture[str]) -> None:
