@@ -11,7 +11,6 @@ import secrets
 import zlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +27,20 @@ Key = tuple[int, ...]
 FILE_BYTES = 64 * 2**20  # vectors wait in memory until a file of this size is full
 
 
-@dataclass(frozen=True)
 class Cache:
     """Where vectors are kept, and how many.
 
-    Attributes:
+    Args:
         memory_gb: of each table (hidden states under one block; base outputs) on the model's device, at most; the
             oldest make room for new ones. A batch always fits.
         folder: where they are kept for later runs and shared with others; null: nowhere.
         disk_gb: of that folder at most; the files longest unused go first.
     """
 
-    memory_gb: float = 4.0
-    folder: str | None = None
-    disk_gb: float = 50.0
-
-    def __post_init__(self) -> None:
-        if min(self.memory_gb, self.disk_gb) < 0:
-            raise UsageError(
-                f"cache.memory_gb is {self.memory_gb} and cache.disk_gb {self.disk_gb}, but neither can be below 0."
-            )
+    def __init__(self, memory_gb: float = 4.0, folder: str | None = None, disk_gb: float = 50.0) -> None:
+        if min(memory_gb, disk_gb) < 0:
+            raise UsageError(f"cache.memory_gb is {memory_gb} and cache.disk_gb {disk_gb}, but neither can be below 0.")
+        self.memory_gb, self.folder, self.disk_gb = memory_gb, folder, disk_gb
 
     def table(self, *names: str) -> "Table":
         """A table of its own for what ``names`` say: the model, then what of it."""

@@ -8,18 +8,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from editkit.analysis import gradients
+from editkit.editors import Editor
 from editkit.errors import UsageError
 from editkit.evaluation.records import Record
 from editkit.evaluation.summary import metric_names
+from editkit.lm import LM
 from editkit.reporting import pairs
+from editkit.requests import EditRequest
+from editkit.run import told
 from editkit.tracking import rewrite, unzipped
 
 if TYPE_CHECKING:
@@ -27,6 +34,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 """A line of a study's table: words, and a score's ``mean``, ``ci_low``, ``ci_high``, ``sd`` and ``seeds``."""
+TRAINED = ("recent", "counterfact", "convsent")
+"""The tasks that are trained on, in the order in which they are added."""
 KEYS = ("editor", "task", "regime", "protocol", "metric")
 """What a score is of, in ``results.csv``."""
 NAMES = {"reliability_bare": "asked bare", "locality_instructed": "locality, instructed"}
@@ -78,7 +87,11 @@ class Study:
 
     def other(self, name: str) -> "Study":
         """The study ``name`` of the same root, settings and seeds."""
-        return Study(name, self.root, self.settings, self.seeds, self.jobs)
+        return replace(self, name=name)
+
+    def once(self) -> "Study":
+        """The same with its first seed alone."""
+        return replace(self, seeds=self.seeds[:1])
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
@@ -87,15 +100,15 @@ class Study:
         digest = hashlib.sha256("\n".join([*self.settings, *settings]).encode()).hexdigest()[:6]
         return self.folder / "runs" / f"{label}-{digest}"
 
-    def editors(self, name: str, label: str, seed: int) -> str:
+    def editors(self, name: str, label: str, seed: int, *settings: str) -> str:
         """The setting that takes trained editors from another study's part, which is run if it has not been."""
         part = f"{label}-seed{seed}"
-        return f"run.editors_from={self.other(name).run({part: [f'seed={seed}']})[part]}"
+        return f"run.editors_from={self.other(name).run({part: [*settings, f'seed={seed}']})[part]}"
 
-    def run(self, parts: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-        """The folders of ``parts`` (label → settings), those run that have not finished, or begun, before.
+    def run(self, parts: Mapping[str, Sequence[str]], command: Sequence[str] = ("run",)) -> dict[str, Path]:
+        """The folders of ``parts`` (label → settings): those that have not finished before are run or gone on with.
 
-        Each run writes what it prints to ``LABEL.log`` in its folder's neighbourhood.
+        What a run prints goes to a file beside its folder, ``LABEL….log``. ``command`` is that of editkit.
 
         Raises:
             UsageError: a run failed; the others of this call are ended, and all can be continued.
@@ -110,7 +123,7 @@ class Study:
                 while waiting or running:
                     while waiting and len(running) < self.jobs:
                         label = waiting.pop(0)
-                        running[label] = self._started(folders[label], parts[label])
+                        running[label] = self._started(folders[label], parts[label], command)
                     bar.update(shown, now=", ".join(running))
                     time.sleep(0.2)
                     for label in [label for label, process in running.items() if process.poll() is not None]:
@@ -131,15 +144,17 @@ class Study:
         folders = self.run(words)
         return {label: [folders[f"{label}-seed{seed}"] for seed in self.seeds] for label in parts}
 
-    def _started(self, folder: Path, settings: Sequence[str]) -> "subprocess.Popen[bytes]":
-        words = [f"experiment={self.name}", *self.settings, *settings, f"run.dir={folder}"]
+    def _started(self, folder: Path, settings: Sequence[str], command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        words = [*self.settings, *settings, f"run.dir={folder}"]
         if (folder / "config.yaml").is_file() and state(folder):
             words = [f"run.resume={folder}"]
+        elif command == ("run",):
+            words.append(f"experiment={self.name}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
         with self._log(folder).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "editkit", "run", *words],
+                [sys.executable, "-m", "editkit", *command, *words],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
@@ -276,6 +291,72 @@ def paired(folders: Sequence[Path], first: str, second: str, metrics: Sequence[s
             {m: {e: measures[m][e] for e in (first, second)} for m in metrics if m in measures}
         )
     ]
+
+
+@dataclass(frozen=True)
+class Directed:
+    """Directions of one panel's edits, by site, and the task of each edit."""
+
+    panel: str
+    tasks: tuple[str, ...]
+    sites: Mapping[str, Float[np.ndarray, "edits d"]]
+
+    def __add__(self, other: "Directed") -> "Directed":
+        sites = {site: np.concatenate([points, other.sites[site]]) for site, points in self.sites.items()}
+        return Directed(self.panel, self.tasks + other.tasks, sites)
+
+
+def directed(panel: str, lm: LM, editor: Editor, requests: Sequence[EditRequest]) -> Directed:
+    """The directions of the edits that ``editor`` makes of ``requests``, site by site."""
+    found = gradients.directions(lm, editor, told(editor, requests))
+    return Directed(panel, tuple(request.task for request in requests), found)
+
+
+def mapped(study: Study, found: Sequence[Directed], caption: str, more: str = "") -> None:
+    """Maps and numbers of directions: how well tasks are told apart with all sites side by side, and at each.
+
+    The figure shows t-SNE at a perplexity of 30, one named ``…_perplexities`` a sweep, ``…_overlap`` which tasks lie
+    among each other. The table has silhouette, probe and the share of neighbours of other tasks, and the variance that
+    the first principal components explain.
+    """
+    from editkit.analysis import figures
+
+    seed, rows, overlap, notes = study.seeds[0], [], [], {}
+    maps: dict[float, list[dict[str, Any]]] = {}
+    for one in found:
+        whole = {EVERY: np.hstack(list(one.sites.values()))}
+        for row in gradients.separation(whole | dict(one.sites), one.tasks, seed):
+            rows.append({"editor": one.panel, **asdict(row)})
+        explained = gradients.principal(whole[EVERY]).explained
+        for count in (1, 2, 10):
+            share = float(explained[:count].sum())
+            words = {"editor": one.panel, "site": EVERY, "task": gradients.ALL, "other_task": ""}
+            numbers = {"mean": share, "ci_low": share, "ci_high": share, "chance": "", "n": len(one.tasks)}
+            rows.append({**words, "metric": f"variance_in_{count}", **numbers, "seed": seed})
+        overlap += [{"panel": one.panel, **asdict(row)} for row in gradients.overlap(whole, one.tasks, seed)]
+        together = {row["metric"]: row["mean"] for row in rows if row["editor"] == one.panel and whole_of(row)}
+        notes[one.panel] = f"silhouette {together['silhouette']:.2f}, probe {100 * together['probe']:.0f} %"
+        for perplexity, points in gradients.tsne(whole[EVERY], seed).items():
+            maps.setdefault(perplexity, []).extend(gradients.placed(points, one.tasks, one.panel))
+    study.write([row for row in rows if row["site"] == EVERY], ("editor", "task"), caption, more)
+    study.write(
+        [row for row in rows if row["task"] == gradients.ALL], ("editor", "site"), caption, f"{more}_sites".strip("_")
+    )
+    main_one = min(maps, key=lambda perplexity: abs(perplexity - 30))
+    study.draw(figures.maps(maps[main_one], notes), f"{caption} t-SNE, perplexity {main_one:g}.", more)
+    sweep = [
+        {**row, "panel": f"{row['panel']}, {perplexity:g}"} for perplexity, points in maps.items() for row in points
+    ]
+    study.draw(figures.maps(sweep), f"{caption} t-SNE by perplexity.", f"{more}_perplexities".strip("_"))
+    nearest = f"{caption} Share of an edit's ten nearest neighbours (columns) by its task (rows)."
+    study.draw(figures.matrix(overlap, "neighbours", width=figures.PAGE), nearest, f"{more}_overlap".strip("_"))
+
+
+EVERY = "all sites"
+
+
+def whole_of(row: Row) -> bool:
+    return row["site"] == EVERY and row["task"] == gradients.ALL
 
 
 def table(rows: Sequence[Row], by: Sequence[str]) -> list[list[str]]:

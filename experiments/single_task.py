@@ -6,11 +6,11 @@ MEND trained on each task and tested on all four; a matrix of reliability and on
 """
 
 from editkit.analysis import figures
-from editkit.studies import Study, main, scores
+from editkit.studies import TRAINED, Study, main, scores
 
 
 def program(study: Study) -> None:
-    runs = study.over_seeds({task: [f"tasks={task}"] for task in ("recent", "counterfact", "convsent")})
+    runs = study.over_seeds({task: [f"tasks={task}"] for task in TRAINED})
     rows = scores(runs, ("reliability", "generalization", "locality"), condition="trained_on")
     caption = study.caption("MEND trained on one task (rows) and tested on each (columns).")
     study.write(rows, ("trained_on", "task"), caption)

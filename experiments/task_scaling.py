@@ -6,22 +6,18 @@ InstructEdit trained on Recent, on CounterFact too, and on ConvSent too (that on
 """
 
 from editkit.analysis import figures
-from editkit.studies import Study, main, scores
+from editkit.studies import TRAINED, Study, main, scores
 
 
 def program(study: Study) -> None:
-    few = {"1": "tasks.train=[recent]", "2": "tasks.train=[recent,counterfact]"}
-    parts = {}
-    for seed in study.seeds:
-        parts |= {f"{count}-seed{seed}": [tasks, f"seed={seed}"] for count, tasks in few.items()}
-        three = "tasks.train=[recent,counterfact,convsent]"
-        parts[f"3-seed{seed}"] = [three, f"seed={seed}", study.editors("multi_task", "all", seed)]
-    folders = study.run(parts)
-    runs = {count: [folders[f"{count}-seed{seed}"] for seed in study.seeds] for count in ("1", "2", "3")}
-    metrics = ("reliability", "reliability_bare", "generalization", "locality")
-    rows = scores(runs, metrics, condition="training_tasks")
+    runs = study.over_seeds({str(n): [f"tasks.train=[{','.join(TRAINED[:n])}]"] for n in (1, 2)})
+    three = {f"3-seed{s}": [f"tasks.train=[{','.join(TRAINED)}]", f"seed={s}"] for s in study.seeds}
+    for seed, part in zip(study.seeds, three.values(), strict=True):
+        part.append(study.editors("multi_task", "all", seed))
+    runs["3"] = list(study.run(three).values())
+    rows = scores(runs, ("reliability", "reliability_bare", "generalization", "locality"), condition="training_tasks")
     caption = study.caption(
-        "InstructEdit trained on one, two and three tasks; the figure shows zsre, on which it never is."
+        "InstructEdit trained on one, two and three tasks; the figure shows zsre, which is in none."
     )
     study.write(rows, ("task", "training_tasks"), caption)
     unseen = [row for row in rows if row["task"] == "zsre"]
