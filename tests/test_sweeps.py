@@ -3,12 +3,13 @@
 import csv
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,17 @@ with RunFolder(folder, "", resume=True):
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """`editkit run -m` into the folder ``sweep``, with stand-ins for the jobs; gives the exit code."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["editkit"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(sweeps, "command", lambda folder: [sys.executable, "-c", STAND_IN, str(folder)])
-    return lambda *words: cli.main(["run", "-m", "run.dir=sweep", *words])
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield lambda *words: cli.main(["run", "-m", "run.dir=sweep", *words])
+    # Hydra's log of sweeps goes to this test's stderr.
+    root.handlers[:], root.level = handlers, level
 
 
 def order(**by_seed: str) -> None:
