@@ -106,6 +106,7 @@ def test_the_page_has_the_same_parts_in_the_same_order(swept: Any) -> None:
     assert list(dict.fromkeys(section.title.split(":")[0] for section in layout(found))) == list(HEADINGS.values())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # W&B's own, on import
 def test_the_workspace_has_a_section_a_part(swept: Any) -> None:
     pytest.importorskip("wandb_workspaces", reason="needs pip install 'editkit[workspaces]'")
     spec = importlib.util.spec_from_file_location("workspace", WORKSPACE)
