@@ -149,6 +149,19 @@ def test_one_configuration_has_one_folder(shipped: None) -> None:
     assert config.run.dir == config.run.dir
 
 
+def test_a_job_is_known_by_what_its_results_depend_on(shipped: None) -> None:
+    def known(*words: str, editor: str = "mend") -> str:
+        return configs.identity(configs.checked(["editor=mend", *words]), editor)
+
+    same = ["run.dir=x", "run.title=x", "run.study=x", "run.skip_finished=true", "tracker=none", "cache=disk"]
+    assert known() == known(*same)
+    others = {known(word) for word in ("seed=1", "editor.rank=3", "scale=small", "run.editors_from=x", "baselines=ke")}
+    assert len({known(), *others, known(editor="mine")}) == 7
+    assert configs.identity(OmegaConf.create(OmegaConf.to_yaml(configs.checked([]), resolve=True)), "x") == (
+        configs.identity(configs.checked([]), "x")
+    )
+
+
 @pytest.mark.parametrize("choices", ROUNDS, ids=" ".join)
 def test_every_choice_composes_and_fits_its_target(shipped: None, choices: list[str]) -> None:
     nodes = dict(targets(configs.checked(choices)))

@@ -4,13 +4,12 @@ Here the runs' files are collected and written down as JSON; what is made of it 
 """
 
 import base64
-import gzip
 import hashlib
 import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from editkit import __version__
 from editkit.errors import UsageError
 from editkit.reporting import pairs, results, runs
+from editkit.reporting.layout import HEADINGS
 from editkit.reporting.runs import Found, Group
 from editkit.reporting.table import LESS_IS_BETTER, MEASURES, PROTOCOLS, UNITS
 
@@ -145,7 +145,7 @@ def joined(data: dict[str, Any], refresh: int) -> str:
     for character in "<\u2028\u2029":
         written = written.replace(character, f"\\u{ord(character):04x}")
     return Template((files("editkit.reporting") / "page" / "page.html").read_text("utf-8")).substitute(
-        parts,
+        parts | HEADINGS,
         **{name: digest.decode() for name, digest in digests.items()},
         data=written,
         reload=f'<meta http-equiv="refresh" content="{refresh}">' if refresh else "",
@@ -219,7 +219,7 @@ def curves(found: Sequence[Found], labels: Sequence[dict[str, str]]) -> list[dic
     read: list[tuple[int, str, str, list[dict[str, Any]]]] = []
     for run, one in enumerate(found):
         points: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for line in lines(one.folder / "metrics.jsonl"):
+        for line in runs.lines(one.folder / "metrics.jsonl"):
             editor, step = line.pop("editor"), line.pop("step")
             split: dict[str, dict[str, Any]] = {}
             for name, value in line.items():
@@ -262,7 +262,7 @@ def compare(found: Sequence[Found], labels: Sequence[dict[str, str]], sample: Sa
         conditions = [condition for condition, _ in results.labels([one.run for one in group.runs])]
         for one, condition in zip(group.runs, conditions, strict=True):
             run = number[id(one)]
-            for record in lines(one.folder / "records.jsonl.gz"):
+            for record in runs.lines(one.folder / "records.jsonl.gz"):
                 label = labels[run].get(record["editor"])
                 if label is None:  # scored, but its rows are not written yet
                     continue
@@ -338,27 +338,6 @@ def listed(sample: Sample) -> dict[str, Any]:
         "questions": list(questions),
         "scores": [json.loads(values) for values in scores],
     }
-
-
-def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, compressed or not, none if it is not there.
-
-    Raises:
-        UsageError: the file is damaged. The last line of curves may be half written.
-    """
-    if not path.exists():
-        return
-    curve = path.suffix == ".jsonl"
-    try:
-        with path.open(encoding="utf-8") if curve else gzip.open(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    if not curve:
-                        raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UsageError(f"'{path}' cannot be read ({error}): leave the run out by moving its folder") from error
 
 
 def finite(value: float) -> float | None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from editkit import cli
+from editkit import cli, status
 from editkit.analysis.figures import STYLES
 from editkit.errors import UsageError
 from editkit.reporting import page, pairs, runs, table
@@ -169,6 +169,12 @@ def test_a_failed_run_is_shown_with_its_reason(write: Any, capsys: pytest.Captur
     assert shown["bad"]["editors"] == ["ke", "ft_l"]
     assert cli.main(["report", str(folder)]) == 0
     assert "failed: bad  OutOfMemoryError: [2 GiB] too much" in capsys.readouterr().out
+
+
+def test_a_run_whose_process_is_gone_was_killed(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write("a", [result("mend", 0.8)], status=FINISHED | {"state": "running", "pid": 7, "host": "node1"})
+    assert cli.main(["report", str(folder)]) == 0
+    assert "killed: a  process 7 on node1 is gone" in capsys.readouterr().out
 
 
 def test_runs_that_all_failed_have_a_page(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -375,7 +381,9 @@ def test_watching_ends_when_nothing_runs(write: Any, capsys: pytest.CaptureFixtu
             assert 'http-equiv="refresh"' in target.read_text()
         (folder / "a" / "status.json").write_text(json.dumps(FINISHED))
 
-    page.watch([folder], target, say, pause=0.01)
+    with (folder / "a" / "run.log").open("a") as log:
+        status.claim(folder / "a", log)
+        page.watch([folder], target, say, pause=0.01)
     assert seen == ["1 running", "1 finished"]
     assert 'http-equiv="refresh"' not in target.read_text()
 
