@@ -5,8 +5,9 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from editkit import __version__
+from editkit import __version__, parallel
 from editkit.configs import instantiate
 from editkit.editors import Editor, Instructed, Trainable
 from editkit.errors import UsageError
@@ -59,7 +60,8 @@ def run(config: DictConfig) -> None:
             about = described(config, name, settings[name], lm)
             with tracker.follow(folder, name, config.run.title, about) as log:
                 if isinstance(editor, Trainable):
-                    prepare(lm, editor, trainer, splits, folder, log, name, config.run.editors_from)
+                    beside = partial(assist, text, name, str(folder.checkpoints / name))
+                    prepare(lm, editor, trainer, splits, folder, log, name, config.run.editors_from, beside)
                 rows, records = test(lm, editor, regime, evaluator, splits.test, name, config.seed)
                 draw(folder, name, rows)
                 log.finish([asdict(row) for row in rows], records)
@@ -103,8 +105,12 @@ def prepare(
     log: Log,
     name: str,
     editors_from: str | None,
+    beside: Callable[[int], None],
 ) -> None:
-    """Train ``editor``, going on from this run's checkpoint if there is one, or take it from another run's folder."""
+    """Train ``editor``, going on from this run's checkpoint if there is one, or take it from another run's folder.
+
+    ``beside`` is what the trainer's other processes do, see ``assist``.
+    """
     if editors_from is not None:
         taken(lm, editor, Path(editors_from), name)
         return
@@ -112,8 +118,22 @@ def prepare(
         raise UsageError(f"tasks.train is empty, but {name} learns: name a task to train on, or set run.editors_from.")
     own = folder.checkpoints / name
     folder.rewind(name, step_of(own))
-    state = trainer.fit(lm, editor, told(editor, splits.train), told(editor, splits.valid), own, log.log, name)
+    with parallel.team(trainer.devices, beside):
+        state = trainer.fit(lm, editor, told(editor, splits.train), told(editor, splits.valid), own, log.log, name)
     logger.info("%s: %d steps, best at %d", name, state.step, state.best_step)
+
+
+def assist(text: str, name: str, checkpoints: str, rank: int) -> None:
+    """One of the other processes that train an editor of the run that ``text`` configures; it writes nothing."""
+    config = OmegaConf.create(text)
+    assert isinstance(config, DictConfig)
+    config.model.device = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+    config.trainer.progress = False
+    lm = load_model(config)
+    editor, trainer = instantiate(named(config)[name], lm=lm), instantiate(config.trainer)
+    splits = instantiate(config.tasks).load(config.seed)
+    train, valid = told(editor, splits.train), told(editor, splits.valid)
+    trainer.fit(lm, editor, train, valid, Path(checkpoints), lambda metrics, step: None, name)
 
 
 def taken(lm: LM, editor: Trainable, folder: Path, name: str) -> None:
