@@ -1,7 +1,6 @@
 """Several processes that train one editor give what one process gives."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from safetensors.torch import load_file
 
 from editkit import configs, parallel
 from editkit.errors import UsageError
+from editkit.objectives import Objective
 from editkit.run import run
 from editkit.training import Trainer
 
@@ -62,4 +62,4 @@ def test_another_one_that_fails_ends_all_of_them() -> None:
 
 def test_a_step_is_shared_evenly() -> None:
     with pytest.raises(UsageError, match="trainer.devices is 3, but must divide trainer.batch, which is 4"):
-        partial(Trainer, None, 1, 4, devices=3)()
+        Trainer(Objective(), steps=1, batch=4, devices=3)
