@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
-from editkit import __version__
+from editkit import __version__, hub
 from editkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -344,6 +344,9 @@ def perform(config: "DictConfig", folder: Path) -> None:
             if state:
                 config.run.resume = str(folder)
             if state != "finished":
+                # Asked here, a model that cannot be had is refused before seconds of imports.
+                if config.model.get("path") and config.model.get("weights") != "random":
+                    hub.here(config.model.path)
                 from editkit.run import run
 
                 run(config)

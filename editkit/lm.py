@@ -7,12 +7,9 @@ text runs through them once and only the blocks from there on are run again.
 
 import hashlib
 import json
-import os
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from editkit.cache import Cache, Table
 from editkit.edits import sent
 from editkit.errors import UsageError
+from editkit.hub import source
 
 T = TypeVar("T")
 ASIDE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
@@ -431,41 +429,3 @@ def quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def source(path: str, key: str = "model.path") -> str:
-    """A folder transformers can read: ``path`` itself, the bundled model, or the Hub's copy of ``path``.
-
-    Raises:
-        UsageError: there is none, said of the setting ``key``.
-    """
-    if path == "bundled":
-        return str(files("editkit.bundled") / "model")
-    if Path(path).is_dir():
-        return path
-    if path.count("/") > 1 or path.startswith((".", "/", "~")):
-        raise UsageError(f"{key} is {path!r}, but there is no such folder: give a model's folder or its Hub id.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
-    try:
-        return snapshot_download(path, allow_patterns=wanted, local_files_only=True)
-    except LocalEntryNotFoundError:
-        if not hub_reachable():
-            raise UsageError(
-                f"{key} is {path!r}, which is neither a folder nor in the local Hub cache, and the Hub cannot be "
-                "reached: give a folder, or go online once."
-            ) from None
-        return snapshot_download(path, allow_patterns=wanted)
-
-
-def hub_reachable(seconds: float = 2.0) -> bool:
-    """Whether the Hugging Face Hub answers; never asks when ``HF_HUB_OFFLINE`` is set."""
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        return False
-    try:
-        socket.create_connection(("huggingface.co", 443), seconds).close()
-    except OSError:
-        return False
-    return True

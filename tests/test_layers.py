@@ -25,7 +25,8 @@ LEVELS = (
     {"instructions"},
     {"tasks", "lm"},
     {"edits", "cache", "status"},
-    {"requests", "errors", "parallel"},
+    {"requests", "parallel", "hub"},
+    {"errors"},
 )
 DEPTH = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

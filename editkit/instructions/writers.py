@@ -280,7 +280,8 @@ class Local:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from editkit.lm import quiet, source
+        from editkit.hub import source
+        from editkit.lm import quiet
 
         if tokens < 1 or temperature < 0:
             raise UsageError(
