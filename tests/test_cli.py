@@ -152,7 +152,8 @@ def test_signals_end_the_run_as_interrupted(
 
 def test_an_interrupted_run_goes_on_with_its_own_settings(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(lambda config: os.kill(os.getpid(), signal.SIGTERM), "seed=5", "run.dir=here")[0] == 143
-    Path("here/config.yaml").write_text(yaml.safe_dump({"seed": 5, "kept": True, "run": {"resume": None, "dir": "x"}}))
+    kept = {"seed": 5, "kept": True, "model": {"path": "bundled"}, "run": {"resume": None, "dir": "x"}}
+    Path("here/config.yaml").write_text(yaml.safe_dump(kept))
     code, (config,) = run(nothing, "run.resume=here")
     assert code == 0 and config.kept and config.seed == 5
     assert config.run.dir == config.run.resume == str(Path("here").absolute())
