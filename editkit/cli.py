@@ -26,6 +26,7 @@ examples:
   editkit run scale=small tasks.root=DATA model.path=DIR   real data, a model of yours
   editkit run -m editor=mend,instructedit seed=0,1,2       a sweep: six runs
   editkit run run.resume=outputs/editkit/…                 go on with an interrupted run
+  editkit run plan=true                                    what it would need: memory, disk, time; runs nothing
   editkit run --cfg                                        every setting and its value
 """
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
@@ -121,8 +122,24 @@ def run_command(options: argparse.Namespace) -> None:
         return
     if config.run.resume:
         check_resumable(Path(config.run.resume), options.settings)
+    if config.plan:
+        show_plans(words)
+        return
     check_writable(Path(config.run.dir))
     launch(words, options.multirun)
+
+
+def show_plans(words: Sequence[str]) -> None:
+    """Prints what each job would need; nothing is written."""
+    from editkit import configs
+
+    with configs.sources():
+        jobs = [(configs.checked(job), configs.chosen("editor", job)) for job in configs.jobs(words)]
+    from editkit.plan import plan, table
+
+    for config, editor in jobs:
+        config.run.editor = config.run.editor or editor
+        terminal().print(table(plan(config)))
 
 
 def check_resumable(folder: Path, words: Sequence[str]) -> None:

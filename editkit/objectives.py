@@ -61,8 +61,7 @@ class Objective:
         tokens: target tokens predicted, and positions where base and edited model predict the same. ``success`` is the
         share of texts whose target is predicted whole.
         """
-        outer = [(slot, text) for slot, request in enumerate(requests) for text in self._asked(lm, request, draw)]
-        local = [(slot, text) for slot in range(len(requests)) for text in self._kept(lm, slot, requests, draw)]
+        outer, local = self.rows(lm, requests, draw)
         start = lm.block_of(edit.rules)
         sites = lm.sites(list(edit.rules))
         shift = int(self.locality_positions == "faithful")
@@ -95,6 +94,12 @@ class Objective:
         if not local:
             scores["locality"] = scores["locality"] + 1
         return {"loss": self.edit_weight * scores["nll"] + self.locality_weight * scores["kl"], **scores}
+
+    def rows(self, lm: LM, requests: Sequence[EditRequest], draw: random.Random) -> tuple[list[Row], list[Row]]:
+        """What is asked for the NLL, and what for the KL."""
+        outer = [(slot, text) for slot, request in enumerate(requests) for text in self._asked(lm, request, draw)]
+        local = [(slot, text) for slot in range(len(requests)) for text in self._kept(lm, slot, requests, draw)]
+        return outer, local
 
     def learned(self) -> dict[str, Any]:
         """The attributes that training moves, for checkpoints and curves; none here."""

@@ -15,6 +15,7 @@ CONF = PACKAGE.parent / "conf"
 LEVELS = (
     {"__main__"},
     {"cli"},
+    {"plan"},
     {"run"},
     {"configs"},
     {"training", "evaluation", "analysis", "reporting", "tracking", "regimes", "bundled"},
@@ -23,11 +24,12 @@ LEVELS = (
     {"instructions"},
     {"tasks", "lm"},
     {"edits"},
-    {"requests", "errors"},
+    {"requests", "errors", "counting"},
 )
 DEPTH = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-ONLY_IN = {"hydra": {"cli", "run", "configs"}, "omegaconf": {"cli", "run", "configs"}, "wandb": {"tracking"}}
+CONFIGURED = {"cli", "plan", "run", "configs"}
+ONLY_IN = {"hydra": CONFIGURED, "omegaconf": CONFIGURED, "wandb": {"tracking"}}
 
 
 def room(path: Path) -> str:
