@@ -207,7 +207,7 @@ class Counted(TorchDispatchMode):
         out = func(*args, **kwargs)
         made = out if isinstance(out, tuple) else (out,)
         inputs = {tensor.untyped_storage()._cdata for tensor in read}
-        if all(isinstance(x, Tensor) and x.untyped_storage()._cdata not in inputs for x in made):
+        if all(isinstance(x, Tensor) and x.is_meta and x.untyped_storage()._cdata not in inputs for x in made):
             self._shapes[key] = [(x.shape, x.stride(), x.dtype) for x in made]
         return out
 

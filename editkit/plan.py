@@ -426,7 +426,7 @@ class Followed:
             self.add("seconds", "trunk: hidden states of the texts", long * self.a_token[start])
         every = dict.fromkeys(lm.model.parameters())
         suffix = dict.fromkeys(
-            x for part in (*lm.blocks[min(self.texts) :], lm.norm, lm.head) for x in part.parameters()
+            x for part in (*lm.blocks[next(iter(self.texts)) :], lm.norm, lm.head) for x in part.parameters()
         )
         probes = [probes for request in self.splits.test for probes in (request.locality, request.portability)]
         asked_of = sum(len(request.rephrases) for request in self.splits.test)
