@@ -1,4 +1,4 @@
-"""The command line: `editkit run`, `data` and `report`. Heavy parts are imported where they are used."""
+"""The command line: `editkit run`, `instructions`, `data`, `report`. Heavy parts are imported where they are used."""
 
 import argparse
 import errno
@@ -7,12 +7,13 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, cast
 
-from editkit import __version__
+from editkit import __version__, hub
 from editkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +29,14 @@ examples:
   editkit run run.resume=outputs/editkit/…                 go on with an interrupted run
   editkit run plan=true                                    what it would need: memory, disk, time; runs nothing
   editkit run --cfg                                        every setting and its value
+"""
+SEARCH_EXAMPLES = """\
+examples:
+  editkit instructions search                              the bundled model and a recorded writer: no network
+  editkit instructions search writer=openai writer.model=NAME writer.base_url=http://localhost:8000/v1 writer.key=null
+  editkit instructions search writer=local writer.path=DIR search.per_round=2 "search.seeds=[0,1,2]"
+  editkit instructions search run.resume=outputs/instructions/…
+  editkit run editor.descriptions=outputs/instructions/…/descriptions.yaml
 """
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 
@@ -78,6 +87,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--config-dir", metavar="DIR", help="a folder with groups of your own, such as DIR/editor/mine.yaml"
     )
     run.set_defaults(command=run_command)
+
+    instructions = commands.add_parser("instructions", help="search for descriptions of tasks, or show a set of them")
+    actions = instructions.add_subparsers(required=True, metavar="action")
+    search = actions.add_parser(
+        "search",
+        help="have a writer propose descriptions, and trial editors score them",
+        description="A writer proposes descriptions of the tasks, a short training scores them, and the scores go back "
+        "to the writer, until the best no longer rises. Ends with a table and a file for editor.descriptions.",
+        epilog=SEARCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    search.add_argument("settings", nargs="*", help="group=choice or key=value; see them all with --cfg")
+    search.add_argument("--cfg", action="store_true", help="show the configuration instead of searching")
+    search.set_defaults(command=search_command)
+    shown = actions.add_parser("show", help="print a set of descriptions, and how it was found")
+    shown.add_argument("source", nargs="?", default="editkit", help="a YAML file, or the name of a set (editkit)")
+    shown.set_defaults(command=show_instructions)
 
     data = commands.add_parser("data", help="show the data a run would use, or rebuild the bundled world and model")
     actions = data.add_subparsers(required=True, metavar="action")
@@ -142,12 +168,82 @@ def show_plans(words: Sequence[str]) -> None:
         terminal().print(table(plan(config)))
 
 
-def check_resumable(folder: Path, words: Sequence[str]) -> None:
+def check_resumable(folder: Path, words: Sequence[str], command: str = "run") -> None:
+    """Raises a UsageError unless ``command`` began in ``folder`` and no other settings are given."""
+    from omegaconf import OmegaConf
+
     others = [word for word in words if not word.startswith("run.resume=")]
     if others:
         raise UsageError(f"run.resume goes on with the settings in {folder}/config.yaml: leave out {' '.join(others)}")
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"run.resume is '{folder}', but that is no run's folder: it has no config.yaml")
+    began = "instructions search" if "search" in OmegaConf.load(folder / "config.yaml") else "run"
+    if began != command:
+        raise UsageError(f"run.resume is '{folder}', which was begun by editkit {began}: go on with it by that")
+
+
+def search_command(options: argparse.Namespace) -> None:
+    """Searches for descriptions; what is wrong with the settings or the writer is said before anything heavy."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from editkit import configs
+
+    with configs.sources():
+        config = configs.checked(options.settings, primary="instructions")
+    if options.cfg:
+        print(OmegaConf.to_yaml(config), end="")
+        return
+    folder = Path(config.run.dir).absolute()
+    if config.run.resume:
+        check_resumable(folder, options.settings, "instructions search")
+        config = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+        config.run.resume = str(folder)
+    config.run.dir = str(folder)
+    check_writable(folder)
+    if "descriptions" not in config.editor:
+        raise UsageError(
+            f"{config.editor._target_} reads no descriptions: set editor to one that does, such as instructedit"
+        )
+    writer, method = configs.instantiate(config.writer), configs.instantiate(config.search)
+    with interruptible(folder, "editkit instructions search"):
+        from editkit.searching import search
+
+        search(config, writer, method, say=lambda line: print(line, flush=True))
+    from editkit.instructions import Instructions
+    from editkit.reporting import table
+
+    found = Instructions(str(folder / "descriptions.yaml"))
+    terminal().print(table.search(found.history, folder))
+
+
+@contextmanager
+def interruptible(folder: Path, command: str) -> Iterator[None]:
+    """Within: SIGTERM is like Ctrl-C, after either of which ``command`` is offered, and a full disk is a UsageError."""
+    previous = signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    except OSError as error:
+        if error.errno in UNWRITABLE:
+            raise UsageError(unwritable(error)) from error
+        raise
+    except KeyboardInterrupt:
+        begun = (folder / "config.yaml").exists()
+        go_on = f"go on with: {command} run.resume={folder}" if begun else "nothing was begun"
+        print(f"editkit: interrupted; {go_on}", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def show_instructions(options: argparse.Namespace) -> None:
+    from editkit.instructions import Instructions
+    from editkit.reporting import table
+
+    found = Instructions(options.source)
+    console = terminal()
+    console.print(table.descriptions(found.tasks))
+    if "rounds" in found.history:
+        console.print(table.search(found.history))
 
 
 def check_writable(folder: Path) -> None:
@@ -196,6 +292,9 @@ def job(config: "DictConfig") -> None:
     in_main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, on_sigterm) if in_main_thread else None
     try:
+        # Asked here, a model that cannot be had is refused before seconds of imports.
+        if config.model.get("path") and config.model.get("weights") != "random":
+            hub.here(config.model.path)
         from editkit.run import run
 
         try:

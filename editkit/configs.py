@@ -74,8 +74,10 @@ def sources(folder: str | Path | None = None) -> Iterator[None]:
             yield
 
 
-def checked(overrides: Sequence[str], sweep: bool = False) -> DictConfig:
+def checked(overrides: Sequence[str], sweep: bool = False, primary: str = "config") -> DictConfig:
     """The configuration that ``overrides`` ask for, after every one of them was found right; to be called in `sources`.
+
+    ``primary`` is the file that the others are composed into.
 
     Keys must exist, choices too, and a value must have the type of the one it replaces (``null`` goes everywhere, and
     whatever replaces ``null``). Of a sweep, every combination of choices and every value is checked; the first
@@ -101,7 +103,7 @@ def checked(overrides: Sequence[str], sweep: bool = False) -> DictConfig:
             groups.append([str(override.input_line)])
         else:
             values += parsed(expanded(override))
-    configs = [with_values(composed(choice), values, names) for choice in itertools.product(*groups)]
+    configs = [with_values(composed(choice, primary), values, names) for choice in itertools.product(*groups)]
     return configs[0]
 
 
@@ -157,11 +159,11 @@ def check_choice(override: Override, options: Sequence[str]) -> None:
                 raise UsageError(f"{group} {given}, but must be one of {', '.join(options)}{guess(str(name), options)}")
 
 
-def composed(choices: Iterable[str]) -> DictConfig:
+def composed(choices: Iterable[str], primary: str) -> DictConfig:
     """The configuration of these group choices, each key at its default."""
     choices = list(choices)
     try:
-        return hydra.compose("config", choices)
+        return hydra.compose(primary, choices)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UsageError(sentence(error)) from error
 

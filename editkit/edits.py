@@ -350,6 +350,11 @@ class Edit:
         return cls(rules, int(about.pop("slots")), about.pop("regime")), about
 
 
+def sent(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """``values`` as a tensor on ``device``, without waiting for what still runs there."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Seats:
     """Where each row of a batch sits: rows that share a slot side by side, so that a rule is one batched product.
@@ -358,12 +363,14 @@ class Seats:
         slots: the slots that own rows, ascending.
         rows: for each of them its rows, padded with repeats of its first one.
         real: which entries of ``rows`` are not padding.
+        places: where those are in ``rows``, flattened.
         whole: the batch already lies in this order without padding, so that seating it is a reshape.
     """
 
     slots: Int[Tensor, " active"]
     rows: Int[Tensor, "active most"]
     real: Bool[Tensor, "active most"]
+    places: Int[Tensor, " seated"]
     whole: bool
 
     @classmethod
@@ -375,13 +382,14 @@ class Seats:
                 by_slot.setdefault(slot, []).append(row)
         active = sorted(by_slot)
         most = max((len(by_slot[slot]) for slot in active), default=0)
-        rows = [by_slot[slot] + by_slot[slot][:1] * (most - len(by_slot[slot])) for slot in active]
-        real = [[place < len(by_slot[slot]) for place in range(most)] for slot in active]
+        rows = [row for slot in active for row in by_slot[slot] + by_slot[slot][:1] * (most - len(by_slot[slot]))]
+        real = [place < len(by_slot[slot]) for slot in active for place in range(most)]
         return cls(
-            torch.tensor(active, dtype=torch.long, device=device),
-            torch.tensor(rows, dtype=torch.long, device=device).view(len(active), most),
-            torch.tensor(real, dtype=torch.bool, device=device).view(len(active), most),
-            [row for seated in rows for row in seated] == list(range(len(owner))),
+            sent(active, device, torch.long),
+            sent(rows, device, torch.long).view(len(active), most),
+            sent(real, device, torch.bool).view(len(active), most),
+            sent([place for place, there in enumerate(real) if there], device, torch.long),
+            rows == list(range(len(owner))),
         )
 
     def together(self, x: Float[Tensor, "rows tokens d"]) -> Float[Tensor, "active seated d"]:
@@ -394,8 +402,8 @@ class Seats:
         """``base`` with the seated rows put back; rows without a seat keep their bits."""
         if self.whole:
             return seated.reshape(base.shape)
-        rows = seated.reshape(*self.rows.shape, *base.shape[1:])[self.real]
-        return base.index_copy(0, self.rows[self.real], rows)
+        rows = seated.reshape(-1, *base.shape[1:])[self.places]
+        return base.index_copy(0, self.rows.flatten()[self.places], rows)
 
 
 @contextmanager

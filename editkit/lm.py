@@ -6,12 +6,10 @@ text runs through them once and only the blocks from there on are run again.
 """
 
 import hashlib
-import os
-import socket
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,9 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from editkit.cache import Cache, Table
+from editkit.edits import sent
 from editkit.errors import UsageError
+from editkit.hub import source
 
 T = TypeVar("T")
+ASIDE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+"""Of a model's configuration, what has no part in what it computes."""
 ANCHOR = "a"  # answers are tokenised behind it, so that every tokenizer family gives them their leading space
 
 
@@ -43,6 +46,7 @@ class Batch:
     """Texts ready for the blocks from ``start`` on, padded on the right (a causal model never looks there).
 
     ``row`` and ``position`` say where each answer token is predicted: one entry for each answer token, texts in order.
+    ``share`` is that token's part of its answer, so that summing over tokens gives a sum of means.
     """
 
     start: int
@@ -50,6 +54,9 @@ class Batch:
     row: Int[Tensor, " scored"]
     position: Int[Tensor, " scored"]
     labels: Int[Tensor, " scored"]
+    share: Float[Tensor, " scored"]
+    scored: Sequence[tuple[int, int]]
+    """each row's first scored position, and the one behind its last"""
 
 
 @dataclass(frozen=True)
@@ -61,28 +68,6 @@ class Layout:
     head: str
 
 
-class Trunk:
-    """Hidden states under one block, computed once for each text: rows of a table that doubles when it is full."""
-
-    def __init__(self) -> None:
-        self.where: dict[tuple[int, ...], int] = {}
-        self.states = torch.empty(0)
-        self.used = 0
-
-    def add(self, texts: Sequence[tuple[int, ...]], states: Sequence[Tensor]) -> None:
-        new = torch.cat(list(states))
-        needed = self.used + len(new)
-        if needed > len(self.states):
-            table = new.new_empty(max(needed, 2 * len(self.states)), new.shape[-1])
-            if self.used:
-                table[: self.used] = self.states[: self.used]
-            self.states = table
-        self.states[self.used : needed] = new
-        for ids in texts:
-            self.where[ids] = self.used
-            self.used += len(ids)
-
-
 class LM:
     """A causal language model, its tokenizer and its layout; never changed by anything in editkit.
 
@@ -92,19 +77,22 @@ class LM:
         layout: where its blocks, norm and head are.
         name: what tables and logs call it.
         rows: how many texts run through the trunk at once.
+        cache: where hidden states and base outputs are kept.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, layout: Layout, name: str, rows: int = 64) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, layout: Layout, name: str, rows: int = 64, cache: Cache | None = None
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.layout = layout
         self.name = name
         self.rows = rows
         self.blocks, self.norm, self.head = (find(model, part) for part in (layout.blocks, layout.norm, layout.head))
-        self._trunks: dict[int, Trunk] = {}
+        self.cache = cache or Cache()
+        self._tables: dict[str, Table] = {}
         self._calls: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._tokens: dict[str, tuple[int, ...]] = {}
-        self._base: dict[Text, Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -185,15 +173,13 @@ class LM:
         offset = torch.tensor([trunk.where[text.ids] for text in texts])
         last = torch.tensor([len(text.ids) - 1 for text in texts])
         index = offset[:, None] + torch.minimum(torch.arange(longest), last[:, None])
-        places = [
-            (row, position)
-            for row, text in enumerate(texts)
-            for position in range(text.prompt - 1 + shift, len(text.ids) - 1 + shift)
-        ]
-        row, position = torch.tensor(places).T
-        labels = torch.tensor([token for text in texts for token in text.answer])
-        hidden = trunk.states[index.to(trunk.states.device)]
-        return Batch(start, hidden, row.to(self.device), position.to(self.device), labels.to(self.device))
+        scored = [(text.prompt - 1 + shift, len(text.ids) - 1 + shift) for text in texts]
+        places = [(row, position) for row, span in enumerate(scored) for position in range(*span)]
+        row, position = sent(places, self.device).T
+        labels = sent([token for text in texts for token in text.answer], self.device)
+        share = sent([1 / len(text.answer) for text in texts for _ in text.answer], self.device)
+        hidden = trunk.states[index.to(trunk.states.device, non_blocking=True)]
+        return Batch(start, hidden, row, position, labels, share, scored)
 
     def states(self, batch: Batch) -> Float[Tensor, "scored d"]:
         """What the head reads at the scored positions."""
@@ -210,29 +196,60 @@ class LM:
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     @torch.no_grad()
-    def base(self, texts: Sequence[Text], start: int) -> list[Float[Tensor, "answer d"]]:
-        """What the head of the *unedited* model reads at each text's answer; computed once for each text.
+    def base(self, texts: Sequence[Text], start: int) -> Float[Tensor, "scored d"]:
+        """What the head of the *unedited* model reads at the texts' answers; computed once for each text.
 
         Call it outside ``applied``. ``lm.head`` turns a row into logits, so that only d numbers a token are kept.
         """
-        missing = sorted({text for text in texts if text not in self._base}, key=lambda text: len(text.ids))
-        for chunk in chunks(missing, self.rows):
-            states = self.states(self.batch(chunk, start))
-            self._base.update(zip(chunk, states.split([len(text.answer) for text in chunk]), strict=True))
-        return [self._base[text] for text in texts]
+        table = self._table("base")
+        keys = {(text.prompt, *text.ids): text for text in texts}
+        while missing := table.missing(list(keys), self.device):
+            for chunk in chunks(sorted((keys[key] for key in missing), key=lambda text: len(text.ids)), self.rows):
+                states = self.states(self.batch(chunk, start))
+                table.reserve(sum(len(text.answer) for text in keys.values()), states)
+                parts = states.split([len(text.answer) for text in chunk])
+                table.add([(text.prompt, *text.ids) for text in chunk], parts)
+        offsets = [table.where[(text.prompt, *text.ids)] for text in texts]
+        rows = [
+            offset + token for offset, text in zip(offsets, texts, strict=True) for token in range(len(text.answer))
+        ]
+        return table.states[sent(rows, self.device)]
 
     @torch.no_grad()
-    def _filled(self, wanted: Sequence[tuple[int, ...]], start: int) -> Trunk:
-        trunk = self._trunks.setdefault(start, Trunk())
-        missing = sorted({ids for ids in wanted if ids not in trunk.where}, key=len)
-        found = []
-        for chunk in chunks(missing, self.rows):
-            padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in chunk], batch_first=True)
-            hidden, _, _ = self._intercepted(padded, start)
-            found += [row[: len(ids)] for row, ids in zip(hidden, chunk, strict=True)]
-        if missing:
-            trunk.add(missing, found)
-        return trunk
+    def fill(self, texts: Sequence[Text], start: int) -> None:
+        """Run those of ``texts`` through the trunk that have not been."""
+        self._filled([text.ids for text in texts], start)
+
+    def forget(self) -> None:
+        """Let go of all kept states, those on disk excepted."""
+        self.flush()
+        self._tables.clear()
+
+    def flush(self) -> None:
+        """Write to disk what is to be kept there."""
+        for table in self._tables.values():
+            table.flush()
+
+    def _table(self, what: str) -> Table:
+        if what not in self._tables:
+            self._tables[what] = self.cache.table(
+                f"{self.fingerprint()}-{self.model.dtype}".replace("torch.", ""), what
+            )
+        return self._tables[what]
+
+    @torch.no_grad()
+    def _filled(self, wanted: Sequence[tuple[int, ...]], start: int) -> Table:
+        """The table of hidden states under block ``start``, with those of ``wanted`` in it."""
+        table = self._table(f"block-{start}")
+        tokens = sum(map(len, set(wanted)))
+        # What is added may drive out what was found, unless there is room for both.
+        while missing := table.missing(wanted, self.device):
+            for chunk in chunks(sorted(missing, key=len), self.rows):
+                padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in chunk], batch_first=True)
+                hidden, _, _ = self._intercepted(padded, start)
+                table.reserve(tokens, hidden)
+                table.add(chunk, [row[: len(ids)] for row, ids in zip(hidden, chunk, strict=True)])
+        return table
 
     def _call(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """How the model calls its blocks on texts of this length, hidden states left out.
@@ -269,8 +286,9 @@ class LM:
     # -- identity ------------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
-        """A short name of these very weights: every tensor's name, shape and up to 64 of its numbers, hashed."""
-        digest = hashlib.sha256()
+        """A short name of this very model: its configuration, and every tensor's name, shape and up to 64 numbers."""
+        shape = {key: value for key, value in self.model.config.to_dict().items() if key not in ASIDE}
+        digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
         for name, tensor in self.model.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             stride = max(1, tensor.numel() // 64)
@@ -351,6 +369,7 @@ def load(
     rows: int = 64,
     shape: Mapping[str, Any] | None = None,
     seed: int = 0,
+    cache: Cache | None = None,
 ) -> LM:
     """The model at ``path``: a folder, a Hub id, or ``bundled``.
 
@@ -366,22 +385,24 @@ def load(
         rows: texts that run through the trunk at once.
         shape: transformers' configuration, ``model_type`` included, that random weights are built from, with the
             bundled tokenizer; null: what lies at ``path``.
+        seed: of random weights.
+        cache: where hidden states and base outputs are kept; null: in memory.
 
     Raises:
         UsageError: nothing at ``path``, no network to fetch it, or a part or site that the model does not have.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    _quiet()
+    quiet()
     if weights not in ("pretrained", "random"):
         raise UsageError(f"model.weights is {weights!r}, but must be pretrained or random.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     drawn = weights == "random"
-    source = _source("bundled" if drawn and shape else path)
+    folder = source("bundled" if drawn and shape else path)
     try:
-        config = AutoConfig.for_model(**shape) if drawn and shape else AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.for_model(**shape) if drawn and shape else AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"No model can be loaded from {path!r} ({reason}): set model.path to its folder.") from error
@@ -398,46 +419,13 @@ def load(
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     else:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
-    return LM(model.to(device), tokenizer, Layout(**layout), name or Path(path).name, rows)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    return LM(model.to(device), tokenizer, Layout(**layout), name or Path(path).name, rows, cache)
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Leaves transformers' bars and remarks off the terminal."""
     from transformers import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def _source(path: str) -> str:
-    """A folder transformers can read: ``path`` itself, the bundled model, or the Hub's copy of ``path``."""
-    if path == "bundled":
-        return str(files("editkit.bundled") / "model")
-    if Path(path).is_dir():
-        return path
-    if path.count("/") > 1 or path.startswith((".", "/", "~")):
-        raise UsageError(f"model.path is {path!r}, but there is no such folder: give a model's folder or its Hub id.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
-    try:
-        return snapshot_download(path, allow_patterns=wanted, local_files_only=True)
-    except LocalEntryNotFoundError:
-        if not hub_reachable():
-            raise UsageError(
-                f"model.path is {path!r}, which is neither a folder nor in the local Hub cache, and the Hub cannot be "
-                "reached: give a folder, or go online once."
-            ) from None
-        return snapshot_download(path, allow_patterns=wanted)
-
-
-def hub_reachable(seconds: float = 2.0) -> bool:
-    """Whether the Hugging Face Hub answers; never asks when ``HF_HUB_OFFLINE`` is set."""
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        return False
-    try:
-        socket.create_connection(("huggingface.co", 443), seconds).close()
-    except OSError:
-        return False
-    return True

@@ -20,6 +20,28 @@ Row = tuple[int, Text]
 
 
 @dataclass(frozen=True)
+class Questions:
+    """What a step asks of its edits, whole or the part that some of its slots have in it.
+
+    Attributes:
+        changed: texts that the edits should change, for the NLL.
+        kept: texts that they should leave alone, for the KL.
+        whole: how many of both, and how many slots, the whole step has: what a part adds to the step's means.
+    """
+
+    changed: Sequence[Row]
+    kept: Sequence[Row]
+    whole: tuple[int, int, int]
+
+    def part(self, slots: range) -> "Questions":
+        """Those of ``slots``, which become 0, 1, …; the scores of all parts add up to those of the whole."""
+        changed, kept = (
+            [(slot - slots.start, text) for slot, text in rows if slot in slots] for rows in (self.changed, self.kept)
+        )
+        return Questions(changed, kept, self.whole)
+
+
+@dataclass(frozen=True)
 class Objective:
     """How good edits are, as a loss: ``edit_weight`` · NLL of the targets + ``locality_weight`` · KL(base ‖ edited).
 
@@ -52,54 +74,67 @@ class Objective:
         check_choice("asked", self.asked, ("instructed", "bare", "both"))
         check_choice("locality_positions", self.locality_positions, ("corrected", "faithful"))
 
-    def __call__(
-        self, lm: LM, edit: Edit, requests: Sequence[EditRequest], draw: random.Random
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Losses and shares for ``edit``, whose slot i holds ``requests[i]``; ``loss`` carries the gradient.
+    def questions(self, lm: LM, requests: Sequence[EditRequest], draw: random.Random) -> Questions:
+        """What to ask of an edit whose slot i holds ``requests[i]``."""
+        changed = [(slot, text) for slot, request in enumerate(requests) for text in self._asked(lm, request, draw)]
+        kept = [(slot, text) for slot in range(len(requests)) for text in self._kept(lm, slot, requests, draw)]
+        return Questions(changed, kept, (len(changed), len(kept), len(requests)))
+
+    def __call__(self, lm: LM, edit: Edit, questions: Questions) -> dict[str, Float[Tensor, ""]]:
+        """Losses and shares for ``edit``; ``loss`` carries the gradient. Nothing here waits for the device.
 
         ``nll`` and ``kl`` are means over texts of means over tokens; ``reliability`` and ``locality`` are shares of
         tokens: target tokens predicted, and positions where base and edited model predict the same. ``success`` is the
         share of texts whose target is predicted whole.
         """
-        outer, local = self.rows(lm, requests, draw)
         start = lm.block_of(edit.rules)
         sites = lm.sites(list(edit.rules))
         shift = int(self.locality_positions == "faithful")
+        changed, kept, slots = questions.whole
         scores = {
             name: torch.zeros((), device=lm.device) for name in ("nll", "reliability", "success", "kl", "locality")
         }
 
-        def edited(bucket: Sequence[Row], rows: int, shift: int) -> tuple[Tensor, Batch, Tensor]:
+        def edited(bucket: Sequence[Row], shift: int) -> tuple[Tensor, Batch]:
             batch = lm.batch([text for _, text in bucket], start, shift)
             with applied(sites, edit, [slot for slot, _ in bucket]):
-                logits = lm.logits(batch)
-            return logits, batch, 1 / torch.bincount(batch.row)[batch.row] / rows  # sums to a mean of means
+                return lm.logits(batch), batch
 
-        for bucket in buckets(outer):
-            logits, batch, share = edited(bucket, len(outer), 0)
+        for bucket in buckets(questions.changed):
+            logits, batch = edited(bucket, 0)
+            share = batch.share / changed
             right = logits.argmax(-1) == batch.labels
             wrong = torch.zeros(len(bucket), device=lm.device).index_add(0, batch.row, (~right).float())
             scores["nll"] = scores["nll"] + (cross_entropy(logits, batch.labels, reduction="none") * share).sum()
             scores["reliability"] = scores["reliability"] + (right * share).sum()
-            scores["success"] = scores["success"] + (wrong == 0).sum() / len(outer)
-        for bucket in buckets(local):
-            logits, batch, share = edited(bucket, len(local), shift)
+            scores["success"] = scores["success"] + (wrong == 0).sum() / changed
+        for bucket in buckets(questions.kept):
+            logits, batch = edited(bucket, shift)
+            share = batch.share / kept
             with torch.no_grad():
                 texts = [text for _, text in bucket]
-                base = lm.logits(lm.batch(texts, start, 1)) if shift else lm.head(torch.cat(lm.base(texts, start)))
+                base = lm.logits(lm.batch(texts, start, 1)) if shift else lm.head(lm.base(texts, start))
                 base = base.to(logits.dtype).log_softmax(-1)
             kl = (base.exp() * (base - logits.log_softmax(-1))).sum(-1)
             scores["kl"] = scores["kl"] + (kl * share).sum()
             scores["locality"] = scores["locality"] + ((logits.argmax(-1) == base.argmax(-1)) * share).sum()
-        if not local:
-            scores["locality"] = scores["locality"] + 1
+        if not kept:
+            scores["locality"] = scores["locality"] + edit.slots / slots
         return {"loss": self.edit_weight * scores["nll"] + self.locality_weight * scores["kl"], **scores}
 
-    def rows(self, lm: LM, requests: Sequence[EditRequest], draw: random.Random) -> tuple[list[Row], list[Row]]:
-        """What is asked for the NLL, and what for the KL."""
-        outer = [(slot, text) for slot, request in enumerate(requests) for text in self._asked(lm, request, draw)]
-        local = [(slot, text) for slot in range(len(requests)) for text in self._kept(lm, slot, requests, draw)]
-        return outer, local
+    def texts(self, lm: LM, requests: Sequence[EditRequest]) -> set[Text]:
+        """Every text that ``questions`` may draw for ``requests``, whatever the step."""
+        found = set()
+        for request in requests:
+            for before in self._before(request):
+                found |= {lm.text(before + prompt, request.target) for prompt in (request.prompt, *request.rephrases)}
+            own = {request.instruction if self.locality_instruction else ""} if self.locality_probes else set()
+            probes = [probe for probes in request.locality.values() for probe in probes]
+            for before in own | ({""} if self.distant_probes else set()):
+                found |= {lm.text(before + probe.prompt, probe.answers[0]) for probe in probes}
+            if self.distant_probes:
+                found.add(lm.text(request.prompt, request.truth or request.target))
+        return found
 
     def learned(self) -> dict[str, Any]:
         """The attributes that training moves, for checkpoints and curves; none here."""
@@ -116,12 +151,15 @@ class Objective:
     def _asked(self, lm: LM, request: EditRequest, draw: random.Random) -> list[Text]:
         rephrase = draw.choice(request.rephrases) if request.rephrases else request.prompt
         both = [request.prompt, rephrase]
-        before = {"instructed": [request.instruction], "bare": [""], "both": [request.instruction, ""]}[self.asked]
         asked: dict[str, None] = {}
-        for instruction in before:
+        for instruction in self._before(request):
             prompts = {"edit": both[:1], "rephrase": both[1:], "both": both, "either": [draw.choice(both)]}[self.outer]
             asked |= dict.fromkeys(instruction + prompt for prompt in prompts)
         return [lm.text(prompt, request.target) for prompt in asked]
+
+    def _before(self, request: EditRequest) -> list[str]:
+        """What stands before the prompts that the NLL asks."""
+        return {"instructed": [request.instruction], "bare": [""], "both": [request.instruction, ""]}[self.asked]
 
     def _kept(self, lm: LM, slot: int, requests: Sequence[EditRequest], draw: random.Random) -> list[Text]:
         instruction = requests[slot].instruction if self.locality_instruction else ""

@@ -21,16 +21,17 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
+from editkit.cache import Cache
 from editkit.configs import instantiate
 from editkit.counting import Counted, Rates
 from editkit.editors import Editor, Groups, Trainable
-from editkit.edits import Edit
+from editkit.edits import Edit, sent
 from editkit.errors import UsageError
 from editkit.evaluation import Protocols
-from editkit.lm import LM, Batch, Text, chunks
+from editkit.lm import LM, Batch, Text
 from editkit.regimes import Regime
 from editkit.requests import EditRequest
-from editkit.run import told
+from editkit.run import named, told
 from editkit.tasks import Splits
 from editkit.training import Trainer, batch_indices
 
@@ -72,7 +73,7 @@ class Outline(LM):
     """
 
     def __init__(self, lm: LM, counted: Counted) -> None:
-        super().__init__(lm.model, lm.tokenizer, lm.layout, lm.name, lm.rows)
+        super().__init__(lm.model, lm.tokenizer, lm.layout, lm.name, lm.rows, Cache(lm.cache.memory_gb))
         self.counted = counted
         self.asked: dict[int, dict[Text, None]] = {}
         self.at_once = 1
@@ -80,20 +81,21 @@ class Outline(LM):
         for block in self.blocks:
             block.forward = alike(block, block.forward, counted, known)
 
+    def fingerprint(self) -> str:
+        return "shapes"
+
     def batch(self, texts: Sequence[Text], start: int, shift: int = 0) -> Batch:
         self.at_once = max(self.at_once, len(texts))
         self.asked.setdefault(start, {}).update(dict.fromkeys(texts))
-        places = [
-            (row, position)
-            for row, text in enumerate(texts)
-            for position in range(text.prompt - 1 + shift, len(text.ids) - 1 + shift)
-        ]
-        row, position = torch.tensor(places).T.to(self.device)
-        labels = torch.tensor([token for text in texts for token in text.answer], device=self.device)
         weight = self.head.weight
         longest = max(len(text.ids) for text in texts)
         hidden = torch.empty(len(texts), longest, weight.shape[1], dtype=weight.dtype, device=self.device)
-        return Batch(start, hidden, row, position, labels)
+        scored = [(text.prompt - 1 + shift, len(text.ids) - 1 + shift) for text in texts]
+        places = [(row, position) for row, span in enumerate(scored) for position in range(*span)]
+        row, position = sent(places, self.device).T
+        labels = sent([token for text in texts for token in text.answer], self.device)
+        share = sent([1 / len(text.answer) for text in texts for _ in text.answer], self.device)
+        return Batch(start, hidden, row, position, labels, share, scored)
 
     def _call(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # Blocks are called alike, so that the first one's call will do: no trunk is run for it.
@@ -192,6 +194,8 @@ class Texts:
 
     def __init__(self) -> None:
         self.training: dict[tuple[str, str], int] = {}
+        self.times = 0
+        """how often training asks for one of them"""
         self.testing: dict[str, dict[Text, None]] = {}
         self.share: dict[str, float] = {}
         """how many times as many edits a task has as its texts in ``testing`` are of"""
@@ -225,9 +229,8 @@ def plan(config: DictConfig) -> Plan:
     with Counted(rates) as counted:
         shape, source = outline(config.model)
         lm = Outline(shape, counted)
-        settings = {config.run.editor: None, **config.baselines, config.run.editor: config.editor}
         with torch.device("meta"):
-            editors: dict[str, Editor] = {name: instantiate(node, lm=lm) for name, node in settings.items()}
+            editors: dict[str, Editor] = {name: instantiate(node, lm=lm) for name, node in named(config).items()}
         followed = Followed(lm, trainer, regime, evaluator, splits)
         for editor in editors.values():
             if isinstance(editor, Trainable):
@@ -235,7 +238,7 @@ def plan(config: DictConfig) -> Plan:
         while editors:
             name = next(iter(editors))
             followed.follow(name, editors.pop(name), config.run.editors_from is None)
-        return followed.whole(f"{config.run.title or lm.name}, on {rates.device}", source)
+        return followed.whole(f"{config.run.title or lm.name}, on {rates.device}", source, instantiate(config.cache))
 
 
 def outline(node: DictConfig) -> tuple[LM, str]:
@@ -256,34 +259,39 @@ def parameters(editor: Trainable) -> list[nn.Parameter]:
     return [parameter for group in editor.parameter_groups() for parameter in group["params"]]
 
 
-def asked_in_training(
-    trainer: Trainer, train: Sequence[EditRequest], valid: Sequence[EditRequest]
-) -> tuple[dict[tuple[str, str], int], int]:
-    """Every prompt and answer that training asks, edits and validation included, and the step with the longest."""
+@dataclass
+class Asked:
+    """What a training asks: its different texts, how many texts that makes in all, and the step with the longest."""
+
+    texts: dict[tuple[str, str], int]
+    times: int
+    heaviest: int
+
+
+def asked_in_training(trainer: Trainer, train: Sequence[EditRequest], valid: Sequence[EditRequest]) -> Asked:
+    """Every prompt and answer, those of edits and validation included."""
     numbered = Numbered()
     size = trainer.micro_batch or trainer.batch
-    longest, heaviest = 0, 0
-    draws = [(valid[begin : begin + size], f"valid/{trainer.seed}/{begin}") for begin in range(0, len(valid), size)]
+    times, longest, heaviest = 0, 0, 0
 
-    def ask(requests: Sequence[EditRequest], draw: random.Random) -> None:
+    def ask(requests: Sequence[EditRequest], draw: str) -> int:
         for request in requests:
             numbered.text(request.instruction + request.prompt, request.target)
-        trainer.objective.rows(numbered, requests, draw)
+        questions = trainer.objective.questions(numbered, requests, random.Random(draw))
+        return len(requests) + len(questions.changed) + len(questions.kept)
 
-    for requests, seed in draws:
-        ask(requests, random.Random(seed))
+    for begin in range(0, len(valid), size):
+        ask(valid[begin : begin + size], f"valid/{trainer.seed}/{begin}")
     order: list[int] = []
     for step in range(trainer.steps):
         while len(order) < (step + 1) * trainer.batch:
             order += batch_indices(len(train), len(train), trainer.seed, len(order) // len(train))
         requests = [train[index] for index in order[step * trainer.batch : (step + 1) * trainer.batch]]
-        draw = random.Random(f"{trainer.seed}/{step}")
-        for chunk in chunks(requests, size):
-            ask(chunk, draw)
+        times += ask(requests, f"{trainer.seed}/{step}")
         length = sum(len(request.instruction + request.prompt + request.target) for request in requests)
         if length > longest:
             longest, heaviest = length, step
-    return numbered.numbers, heaviest
+    return Asked(numbered.numbers, times, heaviest)
 
 
 class Followed:
@@ -325,14 +333,18 @@ class Followed:
         train, valid = (told(editor, requests) for requests in (self.splits.train, self.splits.valid))
         if not train:
             raise UsageError(f"tasks.train is empty, but {name} learns: name a task to train on.")
-        asked, heaviest = asked_in_training(trainer, train, valid)
+        asked = asked_in_training(trainer, train, valid)
         optimizer = torch.optim.Adam(editor.parameter_groups())
+
+        def step(number: int) -> None:
+            trainer._step(lm, editor, optimizer, train, number, trainer.objective)
+
         lm.asked = {}
         with self._peak(f"{name}: training"):
-            self._step(editor, optimizer, train, heaviest)
+            step(asked.heaviest)
         begun = counted.seconds
         for part in range(FOLLOWED):
-            self._step(editor, optimizer, train, trainer.steps * part // FOLLOWED)
+            step(trainer.steps * part // FOLLOWED)
         stepped = (counted.seconds - begun) / FOLLOWED
         some = valid[: 2 * (trainer.micro_batch or trainer.batch)]
         begun = counted.seconds
@@ -340,7 +352,8 @@ class Followed:
         validated = (counted.seconds - begun) * len(valid) / max(1, len(some))
         self._trunk()
         for start in lm.asked:
-            self._texts(start).training |= asked
+            self._texts(start).training |= asked.texts
+            self._texts(start).times += asked.times
         network = _bytes(parameters(editor))
         moments = _bytes(x for state in optimizer.state.values() for x in state.values())
         kind = "gradients and Adam's moments"
@@ -352,22 +365,6 @@ class Followed:
         self.add("disk", f"checkpoints of {name}, last and best", 2 * network + moments)
         validations = -(-trainer.steps // trainer.validate_every)
         self.add("seconds", f"{name}: {trainer.steps} steps", trainer.steps * stepped + validations * validated)
-
-    def _step(
-        self, editor: Trainable, optimizer: torch.optim.Optimizer, train: Sequence[EditRequest], step: int
-    ) -> None:
-        """What the trainer does in that step."""
-        trainer = self.trainer
-        editor.train(True)
-        draw = random.Random(f"{trainer.seed}/{step}")
-        indices = batch_indices(len(train), trainer.batch, trainer.seed, step)
-        optimizer.zero_grad()
-        for chunk in chunks([train[index] for index in indices], trainer.micro_batch or trainer.batch):
-            edit = editor.edit(self.lm, [[request] for request in chunk])
-            scores = trainer.objective(self.lm, edit, chunk, draw)
-            scores["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(parameters(editor), trainer.grad_clip, error_if_nonfinite=True)
-        optimizer.step()
 
     @torch.no_grad()
     def _test(self, name: str, editor: Editor) -> None:
@@ -414,16 +411,23 @@ class Followed:
     def _texts(self, start: int) -> Texts:
         return self.texts.setdefault(start, Texts())
 
-    def whole(self, title: str, source: str) -> Plan:
+    def whole(self, title: str, source: str, cache: Cache) -> Plan:
         """The plan of all editors followed, with what they share."""
         found, lm, rates = self.found, self.lm, self.counted.rates
         weight = lm.head.weight
-        texts = tokens = cached = 0
+        bound, width = int(cache.memory_gb * 2**30), weight.shape[1] * weight.element_size()
+        texts = tokens = said = kept = 0
         for start, asked in self.texts.items():
             many, long, answers = asked.count(lm)
-            texts, tokens = texts + many, tokens + long
-            cached += (long + answers) * weight.shape[1] * weight.element_size()
-            self.add("seconds", "trunk: hidden states of the texts", long * self.a_token[start])
+            texts, tokens, said = texts + many, tokens + long, said + answers
+            kept += min(bound, long * width)
+            # Where not all fit, training asks again for some that have made room for others.
+            again = max(0, asked.times - len(asked.training)) * long / max(1, many)
+            missed = 0.0 if cache.folder else max(0.0, 1 - bound / (long * width))
+            self.add("seconds", "trunk: hidden states of the texts", (long + again * missed) * self.a_token[start])
+        kept += min(bound, said * width)
+        if cache.folder:
+            self.add("disk", "cache, shared by runs", min(cache.disk_gb * 2**30, (tokens + said) * width))
         every = dict.fromkeys(lm.model.parameters())
         suffix = dict.fromkeys(
             x for part in (*lm.blocks[next(iter(self.texts)) :], lm.norm, lm.head) for x in part.parameters()
@@ -437,16 +441,16 @@ class Followed:
             {**found.data, "questions about test edits": asked_of, "different texts": texts, "their tokens": tokens},
             {"model": _numel(every), "trunk": _numel(every) - _numel(suffix), "suffix": _numel(suffix)}
             | {f"{name}'s networks": count for name, count in found.parameters.items()},
-            {f"weights ({dtype})": _bytes(every), "hidden states of texts": cached} | found.memory,
-            {what: peak + cached for what, peak in found.peaks.items()},
+            {f"weights ({dtype})": _bytes(every), "cache of hidden states": kept} | found.memory,
+            {what: peak + kept for what, peak in found.peaks.items()},
             found.disk,
             found.seconds,
             f"Shapes: {source}. Counted on a few batches, padding as text; no early stop. "
-            + (said(rates, weight.dtype) if rates else ""),
+            + (measured(rates, weight.dtype) if rates else ""),
         )
 
 
-def said(rates: Rates, dtype: torch.dtype) -> str:
+def measured(rates: Rates, dtype: torch.dtype) -> str:
     speeds = [f"{rates.flops(kind) / 1e9:,.0f} GFLOP/s ({kind})" for kind in dict.fromkeys((dtype, torch.float32))]
     text = ", ".join(speeds).replace("torch.", "")
     return (

@@ -49,9 +49,8 @@ def run(config: DictConfig) -> None:
         lm = load_model(config)
         write_inputs(folder, lm, splits)
         done = {row["editor"] for row in folder.results()}
-        settings = {config.run.editor: None, **config.baselines, config.run.editor: config.editor}
         # All of them before the first is trained, so that what is wrong with the last is said at once.
-        editors = {name: instantiate(node, lm=lm) for name, node in settings.items() if name not in done}
+        editors = {name: instantiate(node, lm=lm) for name, node in named(config).items() if name not in done}
         while editors:
             name = next(iter(editors))
             editor = editors.pop(name)
@@ -62,13 +61,15 @@ def run(config: DictConfig) -> None:
                     prepare(lm, editor, trainer, splits, folder, log, name, config.run.editors_from)
                 rows, records = test(lm, editor, regime, evaluator, splits.test, name, config.seed)
                 log.finish([asdict(row) for row in rows], records)
+            lm.flush()
 
 
 def load_model(config: DictConfig) -> LM:
     """The model that ``config.model`` names, without the values that only editors' files read from there."""
     settings = OmegaConf.to_container(config.model, resolve=True)
     assert isinstance(settings, dict)
-    return instantiate(OmegaConf.create({key: value for key, value in settings.items() if key != "tuned"}))
+    node = OmegaConf.create({key: value for key, value in settings.items() if key != "tuned"})
+    return instantiate(node, cache=instantiate(config.cache))
 
 
 def prepare(
@@ -83,12 +84,7 @@ def prepare(
 ) -> None:
     """Train ``editor``, going on from this run's checkpoint if there is one, or take it from another run's folder."""
     if editors_from is not None:
-        file = Path(editors_from) / "checkpoints" / name / "best.safetensors"
-        if not file.is_file():
-            raise UsageError(
-                f"run.editors_from is {editors_from!r}, but {file} is not there: name a run that trained {name}."
-            )
-        pretrained(editor, file, lm)
+        taken(lm, editor, Path(editors_from), name)
         return
     if not splits.train:
         raise UsageError(f"tasks.train is empty, but {name} learns: name a task to train on, or set run.editors_from.")
@@ -96,6 +92,37 @@ def prepare(
     folder.rewind(name, step_of(own))
     state = trainer.fit(lm, editor, told(editor, splits.train), told(editor, splits.valid), own, log.log, name)
     logger.info("%s: %d steps, best at %d", name, state.step, state.best_step)
+
+
+def taken(lm: LM, editor: Trainable, folder: Path, name: str) -> None:
+    """Gives ``editor`` the weights that the run in ``folder`` trained under that name."""
+    file = folder / "checkpoints" / name / "best.safetensors"
+    if not file.is_file():
+        raise UsageError(f"run.editors_from is '{folder}', but {file} is not there: name a run that trained {name}.")
+    pretrained(editor, file, lm)
+
+
+def reopened(folder: Path) -> tuple[LM, dict[str, Editor], Splits]:
+    """What a finished run was made of: its model, its editors as they were tested, and its requests.
+
+    Raises:
+        UsageError: ``folder`` is no run's, or a checkpoint is missing or of another model.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(f"'{folder}' is no run's folder: it has no config.yaml")
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    lm = load_model(config)
+    editors = {name: instantiate(node, lm=lm) for name, node in named(config).items()}
+    for name, editor in editors.items():
+        if isinstance(editor, Trainable):
+            taken(lm, editor, Path(config.run.editors_from or folder), name)
+    return lm, editors, instantiate(config.tasks).load(config.seed)
+
+
+def named(config: DictConfig) -> dict[str, DictConfig]:
+    """The settings of every editor of a run by name, the one under study first."""
+    return {config.run.editor: None, **config.baselines, config.run.editor: config.editor}
 
 
 def told(editor: object, requests: Sequence[EditRequest]) -> list[EditRequest]:

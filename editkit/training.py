@@ -20,13 +20,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from editkit import parallel
 from editkit.editors import Trainable
 from editkit.errors import UsageError, check_choice
-from editkit.lm import LM
+from editkit.lm import LM, chunks
 from editkit.objectives import Objective
 from editkit.requests import EditRequest
 
 Log = Callable[[Mapping[str, float], int], None]
+SCORES = ("loss", "nll", "kl", "reliability", "success", "locality")
+"""What an objective says of an edit."""
 
 
 @dataclass
@@ -58,6 +61,8 @@ class Trainer:
         best_by: what makes a validation better: a higher mean of reliability and locality (``shares``) or a lower
             ``loss`` (MEND's authors), whose KL a single question with a sure answer can sway.
         patience: validations without a better one before training stops; null: never.
+        prefill: before the first step, run every text that may be asked through the model's trunk, the shortest first,
+            instead of as they come; pays where training sees most of them, or where they are kept on disk.
         seed: of the order of edits and of what is asked.
         progress: show a bar.
     """
@@ -72,6 +77,7 @@ class Trainer:
     validate_every: int = 100
     best_by: str = "shares"
     patience: int | None = None
+    prefill: bool = False
     seed: int = 0
     progress: bool = True
 
@@ -100,6 +106,8 @@ class Trainer:
         state = self._restore(last, lm, editor, optimizer) if last.exists() else Progressed()
         objective = replace(self.objective, **state.learned)
         finished = state.step >= self.steps or state.stopped_early
+        if self.prefill and not finished:
+            self._fill(lm, editor, [*train, *valid], name)
         with self._bar(name) as bar:
             task = bar.add_task(name, total=self.steps, completed=state.step, seen="")
             began, first = time.perf_counter(), state.step
@@ -132,17 +140,30 @@ class Trainer:
         return state
 
     @torch.no_grad()
+    def _fill(self, lm: LM, editor: Trainable, requests: Sequence[EditRequest], name: str) -> None:
+        editor.train(False)
+        start = lm.block_of(editor.edit(lm, [[requests[0]]]).rules)
+        edits = {lm.text(request.instruction + request.prompt, request.target) for request in requests}
+        texts = sorted(edits | self.objective.texts(lm, requests), key=lambda text: len(text.ids))
+        with self._bar(f"{name}: texts") as bar:
+            task = bar.add_task(f"{name}: texts", total=len(texts), seen="")
+            for chunk in chunks(texts, lm.rows):
+                lm.fill(chunk, start)
+                bar.advance(task, len(chunk))
+        lm.flush()
+
+    @torch.no_grad()
     def validate(self, lm: LM, editor: Trainable, valid: Sequence[EditRequest]) -> dict[str, float]:
         """The objective's losses and shares on ``valid``, asked the same way at every validation."""
         editor.train(False)
         size = self.micro_batch or self.batch
-        total: dict[str, float] = {}
-        for begin in range(0, len(valid), size):
+        total = torch.zeros(len(SCORES), device=lm.device)
+        for begin in list(range(0, len(valid), size))[parallel.rank() :: parallel.size()]:
             chunk = valid[begin : begin + size]
-            edit = editor.edit(lm, [[request] for request in chunk])
-            for key, value in self.objective(lm, edit, chunk, random.Random(f"valid/{self.seed}/{begin}")).items():
-                total[key] = total.get(key, 0.0) + float(value) * len(chunk) / len(valid)
-        return total
+            questions = self.objective.questions(lm, chunk, random.Random(f"valid/{self.seed}/{begin}"))
+            scores = self.objective(lm, editor.edit(lm, [[request] for request in chunk]), questions)
+            total += torch.stack([scores[key] for key in SCORES]) * len(chunk) / len(valid)
+        return dict(zip(SCORES, parallel.summed(total).tolist(), strict=True))
 
     def _step(
         self,
@@ -153,23 +174,44 @@ class Trainer:
         step: int,
         objective: Objective,
     ) -> dict[str, float]:
-        editor.train(True)
         requests = [train[index] for index in batch_indices(len(train), self.batch, self.seed, step)]
-        draw = random.Random(f"{self.seed}/{step}")
-        size = self.micro_batch or self.batch
-        seen: dict[str, Tensor] = {}
+        questions = objective.questions(lm, requests, random.Random(f"{self.seed}/{step}"))
+        parts = self._parts()
+        editor.train(True)
+        if len(parts) > 1:
+            # An editor's statistics are of the whole step, so that its parts give the whole step's gradient.
+            with torch.no_grad():
+                for part in parts:
+                    editor.edit(lm, [[requests[slot]] for slot in part])
+            editor.train(False)
+        seen = torch.zeros(len(SCORES), device=lm.device)
         optimizer.zero_grad()
-        for begin in range(0, self.batch, size):
-            chunk = requests[begin : begin + size]
-            edit = editor.edit(lm, [[request] for request in chunk])
-            scores = objective(lm, edit, chunk, draw)
-            (scores["loss"] * (len(chunk) / self.batch)).backward()
-            for key, value in scores.items():
-                seen[key] = seen.get(key, torch.zeros(())) + value.detach().cpu() * (len(chunk) / self.batch)
+        for part in parts:
+            edit = editor.edit(lm, [[requests[slot]] for slot in part])
+            scores = objective(lm, edit, questions.part(part))
+            scores["loss"].backward()
+            seen += torch.stack([scores[key].detach() for key in SCORES])
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip, error_if_nonfinite=True)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad = parallel.summed(parameter.grad)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip)
         optimizer.step()
-        return {key: float(value) for key, value in seen.items()} | {"grad_norm": float(norm)}
+        # The one place where the host waits for the device.
+        *shares, length = torch.cat([parallel.summed(seen), norm.to(seen)[None]]).tolist()
+        if not math.isfinite(length):
+            raise UsageError(
+                f"The gradient is {length} at step {step + 1}: lower the editor's learning rate, or use model.dtype "
+                "with a wider range."
+            )
+        return dict(zip(SCORES, shares, strict=True)) | {"grad_norm": length}
+
+    def _parts(self) -> list[range]:
+        """The slots of a step that this process runs, as many at once as may be."""
+        own = self.batch // parallel.size()
+        first = own * parallel.rank()
+        size = self.micro_batch or own
+        return [range(begin, min(begin + size, first + own)) for begin in range(first, first + own, size)]
 
     def _quality(self, scores: Mapping[str, float]) -> float:
         return (scores["reliability"] + scores["locality"]) / 2 if self.best_by == "shares" else -scores["loss"]

@@ -1,39 +1,28 @@
-"""Edits one after another: how many are still there, and what else has changed, as the sequence grows.
+"""Edits one after another: how many are still there, and what else has changed, as the sequence grows?
 
-    python experiments/sequential.py outputs/sequential/first               # all editors, the bundled world
-    python experiments/sequential.py outputs/sequential/mine scale=small    # any setting of `editkit run`
+    python experiments/sequential.py scale=tiny jobs=2
 
-Runs `conf/experiment/sequential.yaml` into the folder, unless it has finished there, and draws its figure.
+The editors are those of the main table, which is run first where it has not been.
 """
 
-import csv
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 from editkit.analysis import figures
-from editkit.errors import UsageError
+from editkit.studies import Study, main, results, scores
 
 
-def main(folder: Path, settings: list[str]) -> None:
-    status = folder / "status.json"
-    state = json.loads(status.read_text(encoding="utf-8"))["state"] if status.exists() else None
-    if state != "finished":
-        words = [f"run.resume={folder}"] if state else ["experiment=sequential", f"run.dir={folder}", *settings]
-        subprocess.run([sys.executable, "-m", "editkit", "run", *words], check=True)
-    with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for path in figures.save(figures.sequences(rows), folder / "sequential"):
-        print(path)
+def program(study: Study) -> None:
+    study = study.once()
+    seed = study.seeds[0]
+    halves = {"learned": ["editor=instructedit", "baselines=[mend,ke]", study.editors("multi_task", "all", seed)]}
+    halves["searched"] = ["editor=ft_l", "baselines=[ft_m,calinet,grace]"]
+    folders = study.run({label: [*settings, f"seed={seed}"] for label, settings in halves.items()})
+    along = [row for folder in folders.values() for row in results(folder)]
+    caption = study.caption("Edits made one after another, scored on the way.")
+    ends = [row for row in scores({folder.name: [folder] for folder in folders.values()}, ("reliability", "locality"))]
+    longest = max((figures.edits(row) for row in ends), default=0)
+    last = [row for row in ends if figures.edits(row) == longest]
+    study.write(last, ("task", "editor"), f"After {longest} edits. {caption}")
+    study.draw(figures.sequences(along), caption)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    try:
-        main(Path(sys.argv[1]), sys.argv[2:])
-    except UsageError as error:
-        sys.exit(f"sequential: {error}")
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
+    main(program, "sequential")

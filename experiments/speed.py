@@ -338,7 +338,8 @@ def training_apart(bench: Bench, alone: OneByOne, requests: Sequence[EditRequest
     lm, editor = bench.lm, bench.editor.train(False)
     requests = for_training(requests)
     editor.zero_grad()
-    loss = OBJECTIVE(lm, editor.edit(lm, [[r] for r in requests]), requests, random.Random(0))["loss"]
+    asked = OBJECTIVE.questions(lm, requests, random.Random(0))
+    loss = OBJECTIVE(lm, editor.edit(lm, [[r] for r in requests]), asked)["loss"]
     loss.backward()
     ours = torch.cat([p.grad.flatten() for p in alone.parameters if p.grad is not None])
     editor.zero_grad()

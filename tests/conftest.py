@@ -12,8 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Shapes written in annotations are checked on every call that a test makes.
 with install_import_hook(
-    ["editkit.edits", "editkit.lm", "editkit.editors", "editkit.objectives", "editkit.training"], "beartype.beartype"
+    ["editkit.edits", "editkit.lm", "editkit.editors", "editkit.objectives", "editkit.training", "editkit.analysis"],
+    "beartype.beartype",
 ):
+    import editkit.analysis.gradients
     import editkit.editors.calinet
     import editkit.editors.ft
     import editkit.editors.grace

@@ -19,6 +19,8 @@ GROUPS = {
     for folder in sorted(CONF.iterdir())
     if (choices := sorted(path.stem for path in folder.glob("*.yaml"))) and folder.name != "descriptions"
 }
+WRITERS = GROUPS.pop("writer")  # these three are of the search for instructions
+ONE_OF_A_KIND = [GROUPS.pop("prompts"), GROUPS.pop("trial")]
 # The first choices of all groups together, then the second ones and so on, until each was there once; and each
 # experiment by itself, since it is made of choices and values that go together.
 EXPERIMENTS = GROUPS.pop("experiment")
@@ -151,6 +153,16 @@ def test_one_configuration_has_one_folder(shipped: None) -> None:
 def test_every_choice_composes_and_fits_its_target(shipped: None, choices: list[str]) -> None:
     nodes = dict(targets(configs.checked(choices)))
     assert {"model", "tasks", "editor", "trainer", "regime", "evaluator", "tracker"} <= set(nodes)
+    for name, node in nodes.items():
+        check_fits(name, node)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_every_writer_composes_and_fits_its_target(shipped: None, writer: str) -> None:
+    assert [len(choices) for choices in ONE_OF_A_KIND] == [1, 1]
+    needed = {"openai": ["writer.model=x"], "local": ["writer.path=x"]}.get(writer, [])
+    nodes = dict(targets(configs.checked([f"writer={writer}", *needed], primary="instructions")))
+    assert {"model", "tasks", "editor", "trainer", "evaluator", "writer", "search"} <= set(nodes)
     for name, node in nodes.items():
         check_fits(name, node)
 

@@ -53,7 +53,8 @@ def step(lm: LM, editor: Editor, requests: Sequence[EditRequest]) -> Counted:
     with Counted() as counted:
         edit = editor.edit(lm, [[request] for request in requests])
         if isinstance(editor, Trainable):
-            Objective(distant_probes=0)(lm, edit, requests, random.Random(0))["loss"].backward()
+            objective = Objective(distant_probes=0)
+            objective(lm, edit, objective.questions(lm, requests, random.Random(0)))["loss"].backward()
     return counted
 
 

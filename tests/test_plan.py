@@ -11,7 +11,7 @@ from editkit.lm import LM
 from editkit.plan import Plan, plan
 from editkit.run import load_model, run
 
-FAST = ["debug=fast", "tracker=none", "evaluator.protocols.generative=null", "tasks.test=[recent,convsent]"]
+FAST = ["debug=fast", "tracker=none", "evaluator.only=[teacher_forced]", "tasks.test=[recent,convsent]"]
 
 
 def composed(*words: str) -> DictConfig:
@@ -55,7 +55,7 @@ def test_texts_and_parameters_are_those_of_the_run(fast: Plan, tmp_path: Path, m
 
 
 def test_memory_follows_the_edits_that_run_at_once() -> None:
-    words = "tasks.train=[recent]", "tasks.test=[recent]", "evaluator.protocols.fluency=null", "trainer.batch=8"
+    words = "tasks.train=[recent]", "tasks.test=[recent]", "trainer.batch=8"
     whole, halves = plan(composed(*words)), plan(composed(*words, "trainer.micro_batch=4"))
     assert 1.5 < activations(whole) / activations(halves) < 2.5
     assert whole.parameters == halves.parameters and whole.disk == halves.disk
@@ -63,9 +63,7 @@ def test_memory_follows_the_edits_that_run_at_once() -> None:
 
 def test_a_plan_takes_no_memory_for_weights() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = plan(
-        composed("model=llama-2-7b", "model.device=cpu", "tasks.test=[recent]", "evaluator.protocols.fluency=null")
-    )
+    found = plan(composed("model=llama-2-7b", "model.device=cpu", "tasks.test=[recent]"))
     assert found.parameters["model"] == 6_738_415_616
     assert found.parameters["model"] == found.parameters["trunk"] + found.parameters["suffix"]
     assert found.memory["weights (bfloat16)"] == 2 * 6_738_415_616
@@ -74,13 +72,7 @@ def test_a_plan_takes_no_memory_for_weights() -> None:
 
 
 def test_the_command_writes_nothing_and_plans_each_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        *FAST,
-        "plan=true",
-        f"run.dir={tmp_path / 'run'}",
-        "tasks.test=[recent]",
-        "evaluator.protocols.fluency=null",
-    ]
+    words = [*FAST, "plan=true", f"run.dir={tmp_path / 'run'}", "tasks.test=[recent]"]
     assert cli.main(["run", "-m", "editor=ft_l,grace", *words]) == 0
     said = capsys.readouterr().out
     assert said.count("what it would need") == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from editkit.editors.mend import MEND
 from editkit.edits import Edit
@@ -89,7 +90,7 @@ def test_early_stop_stops_and_keeps_the_best(
     lm = make_lm("llama")
     editor = mend(lm)
     # A rate that ruins the editor: no validation beats the first.
-    editor.lr = editor.step_size_lr = 1.0
+    editor.lr = editor.step_size_lr = 0.1
     settings = {"steps": 50, "validate_every": 1, "patience": 3, "grad_clip": 1e9, "best_by": best_by}
     state, curve = fit(lm, editor, requests, tmp_path, **settings)
     seen = {step: metrics for step, metrics in curve if "valid/loss" in metrics}
@@ -103,26 +104,74 @@ def test_early_stop_stops_and_keeps_the_best(
     assert all(torch.equal(tensor, best[name]) for name, tensor in editor.state_dict().items())
 
 
-def test_micro_batches_give_the_same_gradient(
+def test_micro_batches_take_the_same_step(
     make_lm: Callable[..., LM], requests: list[EditRequest], tmp_path: Path
 ) -> None:
     lm = make_lm("llama")
     found = []
-    for size in (None, 2):
+    for size in (None, 2, 3):
         editor = mend(lm)
-        with torch.no_grad():  # the same running statistics for both
-            editor.train()
-            editor.edit(lm, [[request] for request in requests])
-        editor.train(False)
-        objective = Objective(outer="edit", asked="bare", locality_probes=1, distant_probes=0)
-        editor.zero_grad()
-        for begin in range(0, 4, size or 4):
-            chunk = requests[begin : begin + (size or 4)]
-            edit = editor.edit(lm, [[request] for request in chunk])
-            (objective(lm, edit, chunk, random.Random(0))["loss"] * len(chunk) / 4).backward()
-        found.append([parameter.grad for parameter in editor.parameters()])
-    for whole, parts in zip(*found, strict=True):
-        assert torch.allclose(whole, parts, rtol=1e-8, atol=1e-10)
+        _, curve = fit(lm, editor, requests, tmp_path / str(size), micro_batch=size, steps=3, validate_every=3)
+        found.append((editor.state_dict(), [metrics for _, metrics in curve if "train/loss" in metrics]))
+    for state, curve in found[1:]:
+        for name, tensor in found[0][0].items():
+            # A thousandth of one of Adam's steps: losses are summed in fp32.
+            assert (tensor - state[name]).abs().max() < 1e-6, name
+        for one, other in zip(found[0][1], curve, strict=True):
+            assert one.keys() == other.keys()
+            assert all(abs(one[key] - other[key]) < 1e-5 for key in one)
+
+
+WAITS = {
+    "aten._local_scalar_dense.default",
+    "aten.nonzero.default",
+    "aten.masked_select.default",
+    "aten.bincount.default",
+    "aten.unique.default",
+}
+
+
+class Waiting(TorchDispatchMode):
+    """Notes every operation for which a host would have to wait for its device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        indices = args[1] if str(func) in ("aten.index.Tensor", "aten.index_put.default") else []
+        if str(func) in WAITS or any(index is not None and index.dtype == torch.bool for index in indices):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_inside_a_step_nothing_waits_for_the_device(make_lm: Callable[..., LM], requests: list[EditRequest]) -> None:
+    lm = make_lm("llama")
+    editor = mend(lm)
+    objective = Objective()
+    questions = objective.questions(lm, requests, random.Random(0))
+    for waiting in (Waiting(), Waiting()):  # the first fills the trunk and the base model's outputs
+        with waiting:
+            scores = objective(lm, editor.edit(lm, [[request] for request in requests]), questions)
+            scores["loss"].backward()
+    assert waiting.seen == []
+    with waiting:
+        float(scores["loss"].detach())
+        scores["loss"][None][torch.tensor([True])]
+    assert len(waiting.seen) == 2
+
+
+def test_texts_are_all_that_may_be_asked(make_lm: Callable[..., LM], requests: list[EditRequest]) -> None:
+    lm = make_lm("llama")
+    told = [replace(request, instruction="Do: ") for request in requests]
+    for settings in ({}, {"outer": "edit", "asked": "bare"}, {"distant_probes": 0, "locality_instruction": True}):
+        objective = Objective(**settings)
+        asked = set()
+        for seed in range(40):
+            questions = objective.questions(lm, told, random.Random(seed))
+            asked |= {text for _, text in (*questions.changed, *questions.kept)}
+        assert asked <= objective.texts(lm, told)
+        assert asked == objective.texts(lm, told) or objective.outer == "edit"
 
 
 def test_every_record_is_seen_once_an_epoch_in_an_order_of_its_own() -> None:
@@ -141,7 +190,7 @@ class TestObjective:
         told = [replace(request, instruction="Do: ") for request in requests]
         with torch.no_grad():
             edit = editor.train().edit(lm, [[request] for request in told])
-            found = Objective(outer="both", distant_probes=0)(lm, edit, told, random.Random(0))
+            found = scores(Objective(outer="both", distant_probes=0), lm, edit, told)
         nll, hits, kl, same = [], [], [], []
         for slot, request in enumerate(told):
             edited = LM(written(lm, edit, slot), lm.tokenizer, lm.layout, "copy")
@@ -202,7 +251,7 @@ class TestObjective:
         lm = make_lm("llama")
         with torch.no_grad():
             edit = mend(lm).train().edit(lm, [[request] for request in requests])
-            found = Objective(distant_probes=0, locality_positions="faithful")(lm, edit, requests, random.Random(0))
+            found = scores(Objective(distant_probes=0, locality_positions="faithful"), lm, edit, requests)
         kl = []
         for slot, request in enumerate(requests):
             text = lm.text(request.locality["Near"][0].prompt, request.locality["Near"][0].answers[0])
@@ -214,6 +263,10 @@ class TestObjective:
     def test_refuses_a_word_it_does_not_know(self) -> None:
         with pytest.raises(UsageError, match="asked is 'politely', but must be one of instructed, bare, both"):
             Objective(asked="politely")
+
+
+def scores(objective: Objective, lm: LM, edit: Edit, requests: list[EditRequest]) -> dict[str, torch.Tensor]:
+    return objective(lm, edit, objective.questions(lm, requests, random.Random(0)))
 
 
 def written(lm: LM, edit: Edit, slot: int) -> torch.nn.Module:

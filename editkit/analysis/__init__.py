@@ -1,1 +1,1 @@
-"""Figures and measurements made from logged runs."""
+"""Directions of editing gradients, and figures made from rows of results."""

@@ -5,7 +5,7 @@ editing gradient is taken of; the editor underneath is another method's, MEND's 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -24,7 +24,7 @@ class InstructEdit(nn.Module):
         editor: builds the editor underneath from ``lm``.
         descriptions: a set shipped in ``conf/descriptions`` or a path to a YAML of the same form.
         draw: which of a task's descriptions to use: ``seen`` (one of the trained ones, drawn once for each record),
-            ``unseen`` (the one kept back), or an index.
+            ``unseen`` (the one kept back), an index, or a wrong one, see ``Instructions.give``.
         seed: seed of that draw.
     """
 
@@ -33,7 +33,7 @@ class InstructEdit(nn.Module):
         lm: LM,
         editor: Callable[[LM], Trainable],
         descriptions: str,
-        draw: Literal["seen", "unseen"] | int = "seen",
+        draw: str | int = "seen",
         seed: int = 0,
     ) -> None:
         super().__init__()

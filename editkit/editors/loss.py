@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from editkit.edits import sent
 from editkit.lm import LM, Batch
 from editkit.requests import EditRequest
 
@@ -22,6 +23,6 @@ def nll_by_slot(
 ) -> Float[Tensor, " slots"]:
     """Negative log-likelihood of the answers' tokens (nats): the mean, or the sum, over each slot's tokens."""
     nll = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
-    slot = torch.tensor(owner, device=nll.device)[batch.row]
-    total = nll.new_zeros(slots).index_add(0, slot, nll)
-    return total if over == "sum" else total / torch.bincount(slot, minlength=slots)
+    slot = sent(owner, nll.device)[batch.row]
+    total, tokens = (nll.new_zeros(slots).index_add(0, slot, x) for x in (nll, torch.ones_like(nll)))
+    return total if over == "sum" else total / tokens

@@ -7,16 +7,18 @@ factors. The sign is plus: the network learns the direction of descent.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from editkit.editors.loss import edit_batch, nll_by_slot
-from editkit.edits import Edit, LowRank, traced
+from editkit.edits import Edit, LowRank, sent, traced
 from editkit.errors import check_choice
 from editkit.lm import LM, weight
+from editkit.parallel import summed
 from editkit.requests import EditRequest
 
 
@@ -38,13 +40,17 @@ class RunningNorm(nn.Module):
         self.register_buffer("squares", torch.zeros(width))
 
     @torch.no_grad()
-    def update(self, x: Float[Tensor, "tokens width"]) -> None:
-        count, mean = len(x), x.mean(0)
-        total = self.count + count
+    def update(self, x: Float[Tensor, "tokens width"], real: Bool[Tensor, " tokens"]) -> None:
+        """Take in the ``real`` ones of ``x``; those of all processes, if several train one editor."""
+        weight = real.to(x)[:, None]
+        count, mean = summed(weight.sum()), summed((x * weight).sum(0))
+        mean = mean / count.clamp(min=1)
+        squares = summed(((x - mean).square() * weight).sum(0))
+        total = (self.count + count).clamp(min=1)
         step = mean - self.mean
-        self.squares += (x - mean).square().sum(0) + step.square() * self.count * count / total
+        self.squares += squares + step.square() * self.count * count / total
         self.mean += step * count / total
-        self.count.copy_(total)
+        self.count += count
 
     def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
         deviation = (self.squares / (self.count - 1).clamp(min=1)).sqrt()
@@ -81,12 +87,16 @@ class FactorNetwork(nn.Module):
         width = d_in + d_out
         self.layers = nn.ModuleList([ResidualLayer(width, rank, modes, generator) for _ in range(layers)])
 
+    def observe(
+        self, u: Float[Tensor, "tokens d_in"], delta: Float[Tensor, "tokens d_out"], real: Bool[Tensor, " tokens"]
+    ) -> None:
+        """Take the ``real`` tokens into the statistics."""
+        self.norm_in.update(u, real)
+        self.norm_out.update(delta, real)
+
     def forward(
         self, u: Float[Tensor, "tokens d_in"], delta: Float[Tensor, "tokens d_out"], mode: int
     ) -> tuple[Float[Tensor, "tokens d_in"], Float[Tensor, "tokens d_out"]]:
-        if self.training:
-            self.norm_in.update(u)
-            self.norm_out.update(delta)
         z = torch.cat([self.norm_in(u), self.norm_out(delta)], -1)
         for layer in self.layers:
             z = layer(z, mode)
@@ -162,37 +172,86 @@ class MEND(nn.Module):
 
         The loss is the mean NLL of each slot's target tokens, so a slot's factors do not depend on its neighbours.
         """
+        found = self._tokens(lm, groups)
+        return {s: (t.by_slot(t.u), t.by_slot(t.delta), t.by_slot(t.real[:, None])[..., 0]) for s, t in found.items()}
+
+    def edit(self, lm: LM, groups: Sequence[Sequence[EditRequest]]) -> Edit:
+        seen = {site: tokens.to(self.step_sizes) for site, tokens in self._tokens(lm, groups).items()}
+        if self.training:
+            for site, tokens in seen.items():
+                network: Any = self.networks[self.network_of[site][0]]
+                network.observe(tokens.u, tokens.delta, tokens.real)
+        rules = {}
+        for place, (site, tokens) in enumerate(seen.items()):
+            name, mode = self.network_of[site]
+            u, delta = self.networks[name](tokens.u, tokens.delta, mode)
+            step = self.step_sizes[place] * tokens.real[:, None]
+            rules[site] = LowRank(tokens.by_slot(u), tokens.by_slot(delta * step))
+        return Edit(rules, len(groups))
+
+    def _tokens(self, lm: LM, groups: Sequence[Sequence[EditRequest]]) -> dict[str, "Tokens"]:
         sites = lm.sites(self.sites)
         with torch.enable_grad(), traced(sites) as trace:
             batch, owner = edit_batch(lm, groups, lm.block_of(self.sites))
             loss = nll_by_slot(lm.logits(batch), batch, owner, len(groups), self.loss_over_tokens).sum()
             factors = trace.factors(loss)
-        return {site: by_slot(u, delta, owner, len(groups)) for site, (u, delta) in factors.items()}
-
-    def edit(self, lm: LM, groups: Sequence[Sequence[EditRequest]]) -> Edit:
-        rules = {}
-        for place, (site, (u, delta, real)) in enumerate(self.gradient_factors(lm, groups).items()):
-            name, mode = self.network_of[site]
-            new_u, new_delta = self.networks[name](u[real].to(self.step_sizes), delta[real].to(self.step_sizes), mode)
-            index = real.nonzero(as_tuple=True)
-            u = new_u.new_zeros(u.shape).index_put(index, new_u)
-            v = new_delta.new_zeros(delta.shape).index_put(index, new_delta * self.step_sizes[place])
-            rules[site] = LowRank(u, v)
-        return Edit(rules, len(groups))
+        last = len(lm.blocks) - 1
+        found = {}
+        for site, (u, delta) in factors.items():
+            # Behind the last block nothing mixes tokens, so only those that are scored have a gradient there.
+            spans = [(first if lm.block_of([site]) == last else 0, end) for first, end in batch.scored]
+            found[site] = Tokens.of(u, delta, spans, owner, len(groups))
+        return found
 
 
-def by_slot(
-    u: Float[Tensor, "rows tokens d_in"], delta: Float[Tensor, "rows tokens d_out"], owner: Sequence[int], slots: int
-) -> tuple[Float[Tensor, "slots rank d_in"], Float[Tensor, "slots rank d_out"], Bool[Tensor, "slots rank"]]:
-    """Each slot's tokens with non-zero factors, in order, padded with zeros to the longest slot; and which are real."""
-    row, token = ((u != 0).any(-1) & (delta != 0).any(-1)).nonzero(as_tuple=True)
-    slot = torch.tensor(owner, device=u.device)[row]  # ascending, since rows of a slot stand together
-    count = torch.bincount(slot, minlength=slots)
-    place = torch.arange(len(slot), device=u.device) - (count.cumsum(0) - count)[slot]
-    rank = int(count.max())
-    real = torch.arange(rank, device=u.device) < count[:, None]
-    return (
-        u.new_zeros(slots, rank, u.shape[-1]).index_put((slot, place), u[row, token]),
-        delta.new_zeros(slots, rank, delta.shape[-1]).index_put((slot, place), delta[row, token]),
-        real,
-    )
+@dataclass(frozen=True)
+class Tokens:
+    """A site's factors token by token, and where each stands in its slot.
+
+    Those that a loss can reach, which is known without asking the device; ``real`` are those of them where both factors
+    are non-zero.
+    """
+
+    u: Float[Tensor, "tokens d_in"]
+    delta: Float[Tensor, "tokens d_out"]
+    real: Bool[Tensor, " tokens"]
+    places: Int[Tensor, " tokens"]
+    slots: int
+    rank: int
+
+    @classmethod
+    def of(
+        cls,
+        u: Float[Tensor, "rows tokens d_in"],
+        delta: Float[Tensor, "rows tokens d_out"],
+        spans: Sequence[tuple[int, int]],
+        owner: Sequence[int],
+        slots: int,
+    ) -> "Tokens":
+        """Of each row the tokens in its span; rows of one slot one behind the other."""
+        length = u.shape[1]
+        flat = [row * length + token for row, span in enumerate(spans) for token in range(*span)]
+        slot_of = [slot for slot, span in zip(owner, spans, strict=True) for _ in range(*span)]
+        filled = [0] * slots
+        place_of = []
+        for slot in slot_of:
+            place_of.append(filled[slot])
+            filled[slot] += 1
+        rank = max(filled)
+        places = [slot * rank + place for slot, place in zip(slot_of, place_of, strict=True)]
+        index = sent(flat, u.device)
+        u, delta = u.flatten(0, 1)[index], delta.flatten(0, 1)[index]
+        real = (u != 0).any(-1) & (delta != 0).any(-1)
+        return cls(u, delta, real, sent(places, u.device), slots, rank)
+
+    def to(self, like: Tensor) -> "Tokens":
+        """The same in the type of ``like``."""
+        return replace(self, u=self.u.to(like), delta=self.delta.to(like))
+
+    def by_slot(self, x: Shaped[Tensor, "tokens d"]) -> Shaped[Tensor, "slots rank d"]:
+        """``x`` slot by slot, padded with zeros to the longest slot."""
+        return (
+            x.new_zeros(self.slots * self.rank, x.shape[-1])
+            .index_copy(0, self.places, x)
+            .unflatten(0, (self.slots, -1))
+        )

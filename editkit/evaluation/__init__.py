@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from editkit.edits import Edit
+from editkit.errors import check_choice
 from editkit.evaluation.records import Record
 from editkit.lm import LM
 from editkit.requests import EditRequest
@@ -23,13 +24,19 @@ class Protocols:
     """Several evaluators as one.
 
     Attributes:
-        protocols: the evaluators by name; null entries are left out.
+        protocols: the evaluators by name.
         resamples: bootstrap resamples behind each interval.
+        only: the names of those that are used; null: all.
     """
 
-    protocols: dict[str, Evaluator | None]
+    protocols: dict[str, Evaluator]
     resamples: int = 1000
+    only: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.only or ():
+            check_choice("evaluator.only", name, tuple(self.protocols))
 
     def score(self, lm: LM, edit: Edit, groups: Sequence[Sequence[EditRequest]]) -> list[Record]:
-        active = [protocol for protocol in self.protocols.values() if protocol is not None]
-        return [record for protocol in active for record in protocol.score(lm, edit, groups)]
+        used = self.protocols if self.only is None else self.only
+        return [record for name in used for record in self.protocols[name].score(lm, edit, groups)]

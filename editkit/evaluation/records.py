@@ -53,8 +53,8 @@ class Record:
     regime: str = ""
 
 
-def questions(groups: Sequence[Sequence[EditRequest]]) -> list[Question]:
-    """All that is asked about ``groups``, slot by slot; locality is asked bare."""
+def questions(groups: Sequence[Sequence[EditRequest]], locality_instructed: bool = False) -> list[Question]:
+    """All that is asked about ``groups``, slot by slot; locality bare, on demand also behind the instruction."""
     found = []
     for slot, group in enumerate(groups):
         for request in group:
@@ -66,6 +66,11 @@ def questions(groups: Sequence[Sequence[EditRequest]]) -> list[Question]:
             ways = {"instructed": request.instruction, "bare": ""} if request.instruction else {"same": ""}
             for asked, before in ways.items():
                 found += [Question(slot, request, m, asked, c, before + prompt, a) for m, c, prompt, a in changed]
-            for category, probes in request.locality.items():
-                found += [Question(slot, request, "locality", "same", category, p.prompt, p.answers) for p in probes]
+            kept = {"instructed": request.instruction} if locality_instructed and request.instruction else {}
+            for asked, before in {"same": "", **kept}.items():
+                for category, probes in request.locality.items():
+                    found += [
+                        Question(slot, request, "locality", asked, category, before + p.prompt, p.answers)
+                        for p in probes
+                    ]
     return found

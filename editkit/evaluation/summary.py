@@ -28,11 +28,12 @@ def metric_names(record: Record) -> list[tuple[str, str]]:
     """The (metric, variant of ``scores``) pairs that a record counts towards.
 
     A question that an instruction stood before counts towards ``reliability``, the same without it towards
-    ``reliability_bare``; where the editor reads none, one record counts towards both.
+    ``reliability_bare``; where the editor reads none, one record counts towards both. Locality is asked without one,
+    and counts towards ``locality_instructed`` where it was asked with one.
     """
     suffixes = {"instructed": ("",), "bare": ("_bare",), "same": ("", "_bare")}[record.asked]
     if record.measure not in ("reliability", "generalization", "portability"):
-        suffixes = ("",)
+        suffixes = ("_instructed",) if record.asked == "instructed" else ("",)
     return [
         (record.measure + (f"_{variant}" if variant else "") + suffix, variant)
         for variant in record.scores

@@ -46,7 +46,7 @@ def outcomes(lm: LM, edit: Edit, rows: Sequence[Row], at_once: int, likelihoods:
     for chunk in chunks(by_length, at_once):
         chunk = sorted(chunk, key=lambda index: rows[index][0])  # rows of a slot side by side
         texts = [rows[index][1] for index in chunk]
-        base = lm.head(torch.cat(lm.base(texts, start)))
+        base = lm.head(lm.base(texts, start))
         batch = lm.batch(texts, start)
         with applied(sites, edit, [rows[index][0] for index in chunk]):
             edited = lm.logits(batch)
@@ -75,12 +75,14 @@ class TeacherForced:
 
     Attributes:
         rows: texts that run at once.
+        locality_instructed: ask locality a second time, behind the edit's instruction (``locality_instructed``).
     """
 
     rows: int = 128
+    locality_instructed: bool = False
 
     def score(self, lm: LM, edit: Edit, groups: Sequence[Sequence[EditRequest]]) -> list[Record]:
-        asked = questions(groups)
+        asked = questions(groups, self.locality_instructed)
         changed = [question for question in asked if question.measure != "locality"]
         kept = [question for question in asked if question.measure == "locality"]
         opinions = [(slot, r, r.opinions) for slot, group in enumerate(groups) for r in group if r.opinions is not None]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -36,6 +36,7 @@ class Instructions:
             (``conf/descriptions/editkit.yaml`` says it by example; keys it does not know, such as scores, are ignored).
         template: with the slots ``{task}`` and ``{description}``; the prompt follows it directly.
         tasks: what each task is called and how it is described.
+        history: how a search found the set; empty if none did.
 
     Raises:
         UsageError: no such set or file, or one that is not of the form above.
@@ -51,15 +52,20 @@ class Instructions:
         if not isinstance(tasks, dict) or not tasks:
             raise UsageError(f"descriptions {source}: 'tasks' must map each task's key to its name and descriptions.")
         self.tasks: Mapping[str, Described] = {key: _described(f"{source}, {key}", task) for key, task in tasks.items()}
+        self.history: Mapping[str, Any] = content.get("history") or {}
+        if not isinstance(self.history, dict):
+            raise UsageError(f"descriptions {source}: 'history' must be as a search wrote it, or be left out.")
 
-    def give(self, request: EditRequest, seed: int, which: Literal["seen", "unseen"] | int = "seen") -> EditRequest:
+    def give(self, request: EditRequest, seed: int, which: str | int = "seen") -> EditRequest:
         """The request with its instruction.
 
         Args:
             request: the same record gets the same description each time.
             seed: of the draw.
             which: ``seen`` draws from the descriptions for training, ``unseen`` is the one kept, and a number that one,
-                from 0.
+                from 0. To ask what an instruction does there are wrong ones: ``none``; ``other``, another task's name
+                and one of its descriptions ("positive" stands for a sentiment that the record does not have); and
+                ``shuffled``, a seen one with its words in another order.
 
         Raises:
             UsageError: the request's task is not described, there is no such description, or the record has nothing for
@@ -68,19 +74,28 @@ class Instructions:
         if request.task not in self.tasks:
             known = ", ".join(self.tasks)
             raise UsageError(f"descriptions {self.source}: no task '{request.task}', only {known}; describe it there.")
-        task = self.tasks[request.task]
+        if which == "none":
+            return replace(request, instruction="")
+        task, filling = self.tasks[request.task], {"LABEL": request.label, "TOPIC": request.subject}
+        draw = random.Random(f"{seed}/{request.id}/description")
+        if which == "other":
+            task = draw.choice([other for key, other in self.tasks.items() if key != request.task] or [task])
+            filling["LABEL"] = request.label or "positive"
         *seen, unseen = task.descriptions
-        if which == "seen":
-            description = random.Random(f"{seed}/{request.id}/description").choice(seen)
+        if which in ("seen", "other"):
+            description = draw.choice(seen)
+        elif which == "shuffled":
+            words = draw.choice(seen).split()
+            description = " ".join(draw.sample(words, len(words)))
         elif which == "unseen":
             description = unseen
         elif isinstance(which, int) and 0 <= which < len(task.descriptions):
             description = task.descriptions[which]
         else:
             raise UsageError(
-                f"description {which!r}: 'seen', 'unseen' or a number from 0 to {len(task.descriptions) - 1} is needed."
+                f"description {which!r}: seen, unseen, none, other, shuffled or a number from 0 to "
+                f"{len(task.descriptions) - 1} is needed."
             )
-        filling = {"LABEL": request.label, "TOPIC": request.subject}
         for slot in task.slots:
             if not filling[slot]:
                 raise UsageError(f"descriptions {self.source}: record {request.id} has nothing to put for [{slot}].")
@@ -130,3 +145,29 @@ def _described(place: str, task: Any) -> Described:
             wanted = ", ".join(f"[{slot}]" for slot in slots) or "no slot"
             raise UsageError(f"descriptions {place}: '{text}' must have {wanted} in it, as 'slots' says.")
     return Described(task["name"].strip(), texts, tuple(slots))
+
+
+def write(
+    file: Path, base: Instructions, tasks: Mapping[str, Described], more: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Puts a set of descriptions into ``file`` in one step, once it was read back and found right.
+
+    Args:
+        file: a name that ends in ``.yaml``.
+        base: whose template it has, and whose tasks as far as ``tasks`` has no others.
+        tasks: described anew.
+        more: further keys, which are ignored in reading.
+
+    Raises:
+        UsageError: a task is not of the form.
+    """
+    content: dict[str, Any] = {"template": base.template, "tasks": {}}
+    for key, task in {**base.tasks, **tasks}.items():
+        slots = {"slots": list(task.slots)} if task.slots else {}
+        content["tasks"][key] = {"name": task.name, **slots, "descriptions": list(task.descriptions)}
+    content |= more or {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.stem}.part.yaml")
+    part.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000), encoding="utf-8")
+    Instructions(str(part))
+    part.replace(file)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from editkit.instructions.search import said
 from editkit.reporting.results import Score
 
 MEASURES = ("reliability", "reliability_bare", "generalization", "locality", "portability", "fluency")
@@ -267,3 +268,55 @@ def splits(found: Any) -> RenderableType:
     for name, digest in sorted(found.sha256.items()):
         files.add_row(Text(name), Text(digest, "dim", overflow="fold"))
     return Group(table, Text("\nRead, and what was mended or left out", "bold"), read, Text("\nSHA-256", "bold"), files)
+
+
+def search(history: Mapping[str, Any], folder: Path | None = None) -> RenderableType:
+    """How a search for descriptions went, from the history in its file: a row a round, what was counted, and the gain
+    over the bare names of the tasks; with ``folder``, where the file lies and what to do with it."""
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("round", "mean", "best so far", "kept", "dropped", "failed calls", "calls", "s"):
+        rows.add_column(name, justify="left" if name == "round" else "right")
+    bare, best, gain = history["bare_names"], history["best"], history["gain"]
+    rows.add_row("bare names", f"{bare['score']:.3f}", *["–"] * 6)
+    for one in history["rounds"]:
+        counts, scores = one["counts"], one["scores"]
+        lost = [sum(counts[kind].values()) for kind in ("dropped", "failed")]
+        rows.add_row(
+            str(one["round"]),
+            f"{sum(scores) / len(scores):.3f}" if scores else "–",
+            "–" if one["best"] is None else f"{one['best']:.3f}",
+            *(str(n) for n in (counts["kept"], *lost, counts["calls"])),
+            f"{one['seconds']:.0f}",
+        )
+    if gain["sd"] is None:
+        noise = "one seed, so that noise cannot be told from a gain"
+    else:
+        noise = f"standard deviation over seeds {gain['sd']:.3f}"
+    reached = f"{gain['mean']:.3f} above" if gain["mean"] > 0 else f"no better than ({gain['mean']:+.3f})"
+    parts: list[RenderableType] = [
+        rows,
+        Text(f"\nStopped: {history['stopped'] or 'not yet'}"),
+        Text(f"Counted: {said(history['counts'])}"),
+        Text(f"Best: round {best['round']}, {best['score']:.3f}, {reached} the bare names ({noise})"),
+    ]
+    if folder:
+        shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        parts.append(
+            Text.assemble(
+                "\nEverything is in ",
+                (f"{shown}", "bold"),
+                f"; use what was found by:\n  editkit run editor.descriptions={shown}/descriptions.yaml",
+            )
+        )
+    return Group(*parts)
+
+
+def descriptions(tasks: Mapping[str, Any]) -> RenderableType:
+    """Each task's name and descriptions; the last is kept for tests."""
+    parts: list[RenderableType] = []
+    for key, task in tasks.items():
+        parts.append(Text.assemble((f"{key}", "bold cyan"), f"  {task.name}"))
+        *seen, kept = task.descriptions
+        parts += [Text(f"  {index} {text}") for index, text in enumerate(seen)]
+        parts += [Text.assemble(f"  {len(seen)} {kept}", ("  (kept for tests)", "dim")), Text()]
+    return Group(*parts)

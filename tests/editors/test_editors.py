@@ -186,7 +186,7 @@ def test_the_edit_takes(
         optimizer = torch.optim.Adam([{**group, "lr": 0.02} for group in editor.parameter_groups()])
         for step in range(16):
             edit = editor.edit(lm, [[request] for request in requests])
-            loss = objective(lm, edit, requests, random.Random(step))["loss"]
+            loss = objective(lm, edit, objective.questions(lm, requests, random.Random(step)))["loss"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -195,7 +195,7 @@ def test_the_edit_takes(
         edit = editor.edit(lm, [[request] for request in requests])
         none = edit[torch.tensor([], dtype=torch.long)]
         assert none.slots == 0
-        after = objective(lm, edit, requests, random.Random(0))["nll"]
+        after = objective(lm, edit, objective.questions(lm, requests, random.Random(0)))["nll"]
         texts = [lm.text(request.prompt, request.target) for request in requests]
         batch = lm.batch(texts, lm.block_of(edit.rules))
         with applied(lm.sites(list(edit.rules)), edit, -1):

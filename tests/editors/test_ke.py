@@ -204,7 +204,8 @@ class TestConstrained:
             def _asked(self, lm: LM, request: EditRequest, draw: random.Random) -> list[Text]:
                 return [texts[requests.index(request)]]
 
-        found = Said(distant_probes=0)(lm, edit, requests, random.Random(0))
+        objective = Said(distant_probes=0)
+        found = objective(lm, edit, objective.questions(lm, requests, random.Random(0)))
         assert found["success"] == pytest.approx(5 / 6)
         assert found["reliability"] == pytest.approx(5 / 6 + 2 / 3 / 6)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editkit.editors.mend import MEND, FactorNetwork, RunningNorm, by_slot
+from editkit.editors.mend import MEND, FactorNetwork, RunningNorm, Tokens
 from editkit.lm import LM
 from editkit.requests import EditRequest
 from tests.conftest import SITES
@@ -17,7 +17,9 @@ def test_batched_merge_is_the_token_loop() -> None:
     tokens = torch.randn(37, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 2
     norm = RunningNorm(5).double()
     for part in tokens.split([1, 7, 20, 9]):
-        norm.update(part)
+        # What is not real has no part in it.
+        other = torch.full((3, 5), 1e3, dtype=torch.float64)
+        norm.update(torch.cat([part, other]), torch.arange(len(part) + 3) < len(part))
     count, mean, squares = 0, torch.zeros(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
     for token in tokens:  # Welford
         count += 1
@@ -31,28 +33,31 @@ def test_batched_merge_is_the_token_loop() -> None:
 
 
 def test_the_statistics_are_part_of_the_state() -> None:
-    norm = RunningNorm(2)
-    norm.update(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+    norm, real = RunningNorm(2), torch.tensor([True])
+    norm.update(torch.tensor([[1.0, 2.0], [3.0, 5.0]]), real.expand(2))
     other = RunningNorm(2)
     other.load_state_dict(norm.state_dict())
-    other.update(torch.tensor([[0.0, 1.0]]))
-    norm.update(torch.tensor([[0.0, 1.0]]))
+    other.update(torch.tensor([[0.0, 1.0]]), real)
+    norm.update(torch.tensor([[0.0, 1.0]]), real)
     assert torch.equal(other.mean, norm.mean)
     assert torch.equal(other.squares, norm.squares)
     assert other.count == 3
 
 
 def test_at_the_start_the_network_is_the_identity_on_normalised_factors() -> None:
-    network = FactorNetwork(3, 2, modes=2, layers=2, rank=4, generator=torch.Generator().manual_seed(0)).train()
+    network = FactorNetwork(3, 2, modes=2, layers=2, rank=4, generator=torch.Generator().manual_seed(0))
     u, delta = torch.randn(6, 3), torch.randn(6, 2)
+    network.observe(u, delta, torch.ones(6, dtype=torch.bool))
     new_u, new_delta = network(u, delta, 1)
     assert torch.allclose(new_u, (u - u.mean(0)) / (u.std(0) + 1e-7), atol=1e-5)
     assert torch.allclose(new_delta, (delta - delta.mean(0)) / (delta.std(0) + 1e-7), atol=1e-5)
 
 
 def test_the_zero_start_is_left_by_the_first_step() -> None:
-    network = FactorNetwork(3, 2, modes=1, layers=2, rank=4, generator=torch.Generator().manual_seed(0)).train()
-    u, delta = network(torch.randn(6, 3), torch.randn(6, 2), 0)
+    network = FactorNetwork(3, 2, modes=1, layers=2, rank=4, generator=torch.Generator().manual_seed(0))
+    u, delta = torch.randn(6, 3), torch.randn(6, 2)
+    network.observe(u, delta, torch.ones(6, dtype=torch.bool))
+    u, delta = network(u, delta, 0)
     (u.sum() + delta.sum()).backward()
     assert all(layer.up.grad.abs().max() > 0 for layer in network.layers)
 
@@ -119,12 +124,13 @@ def test_gradient_factors_sum_to_the_loss_gradient(lm: LM, family: str, requests
 
 
 def test_only_tokens_with_both_factors_count() -> None:
-    u = torch.tensor([[[1.0], [0.0], [2.0]], [[3.0], [4.0], [5.0]]])
-    delta = torch.tensor([[[1.0], [1.0], [0.0]], [[0.0], [6.0], [7.0]]])
-    found_u, found_delta, real = by_slot(u, delta, [0, 1], 2)
-    assert found_u.tolist() == [[[1.0], [0.0]], [[4.0], [5.0]]]
-    assert found_delta.tolist() == [[[1.0], [0.0]], [[6.0], [7.0]]]
-    assert real.tolist() == [[True, False], [True, True]]
+    u = torch.tensor([[[1.0], [0.0], [2.0], [9.0]], [[3.0], [4.0], [5.0], [9.0]]])
+    delta = torch.tensor([[[1.0], [1.0], [0.0], [9.0]], [[0.0], [6.0], [7.0], [9.0]]])
+    tokens = Tokens.of(u, delta, [(0, 3), (1, 3)], [0, 1], 2)
+    assert tokens.by_slot(tokens.u).tolist() == [[[1.0], [0.0], [2.0]], [[4.0], [5.0], [0.0]]]
+    assert tokens.by_slot(tokens.delta).tolist() == [[[1.0], [1.0], [0.0]], [[6.0], [7.0], [0.0]]]
+    assert tokens.real.tolist() == [True, False, False, True, True]
+    assert Tokens.of(u, delta, [(0, 1), (1, 3)], [0, 0], 1).by_slot(u.new_ones(3, 1)).tolist() == [[[1.0]] * 3]
 
 
 @pytest.mark.parametrize(("training", "rate"), [("corrected", 1e-2), ("faithful", 1e-6)])
