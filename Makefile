@@ -19,8 +19,8 @@ check: .venv/installed-dev       ## what CI runs: format, lint, types, tests
 	$(bin)/mypy
 	$(pytest)
 
-bench: .venv/installed           ## speed and memory, as ratios within one run
-	$(bin)/python experiments/bench.py
+bench: .venv/installed-dev       ## speed and memory, beside the obvious way and what the machine can do
+	$(bin)/python experiments/speed.py --out outputs/speed
 
 studies: .venv/installed-dev     ## every table and figure of the studies, within an hour on two cores; goes on where it stopped
 	$(bin)/python experiments/all.py scale=tiny

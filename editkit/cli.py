@@ -29,6 +29,7 @@ examples:
   editkit run -m editor=mend,instructedit seed=0,1,2       a sweep: six runs
   editkit run -m hydra/launcher=submitit_slurm seed=0,1,2  the same on a cluster; also joblib, submitit_local and ray
   editkit run run.resume=outputs/editkit/…                 go on with an interrupted run
+  editkit run plan=true                                    what it would need: memory, disk, time; runs nothing
   editkit run --cfg                                        every setting and its value
 """
 SEARCH_EXAMPLES = """\
@@ -150,6 +151,9 @@ def run_command(options: argparse.Namespace) -> int:
         return 0
     if config.run.resume:
         check_resumable(Path(config.run.resume), ["-m"] * options.multirun + options.settings)
+    if config.plan:
+        show_plans(words)
+        return 0
     if config.run.skip_finished and not any(word.startswith("run.dir=") for word in words):
         raise UsageError("run.skip_finished=true goes on in a folder that is there: name it with run.dir=…")
     folder = Path(config.run.dir).absolute()
@@ -158,6 +162,19 @@ def run_command(options: argparse.Namespace) -> int:
         return sweep(words, folder, config.run.skip_finished)
     launch(words, folder)
     return 0
+
+
+def show_plans(words: Sequence[str]) -> None:
+    """Prints what each job would need; nothing is written."""
+    from editkit import configs
+
+    with configs.sources():
+        jobs = [(configs.checked(job), configs.chosen("editor", job)) for job in configs.jobs(words)]
+    from editkit.plan import plan, table
+
+    for config, editor in jobs:
+        config.run.editor = config.run.editor or editor
+        terminal().print(table(plan(config)))
 
 
 def check_resumable(folder: Path, words: Sequence[str], command: str = "run") -> None:

@@ -146,6 +146,16 @@ def checked(overrides: Sequence[str], sweep: bool = False, primary: str = "confi
     return configs[0]
 
 
+def jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep; to be called in `sources`."""
+    return [list(words) for words in itertools.product(*(expanded(override) for override in parsed(overrides)))]
+
+
+def chosen(group: str, overrides: Sequence[str]) -> str:
+    """The name of ``group``'s choice; to be called in `sources`."""
+    return hydra.compose("config", list(overrides), return_hydra_config=True).hydra.runtime.choices[group]
+
+
 def parsed(overrides: Sequence[str]) -> list[Override]:
     """Hydra's reading of ``key=value`` words."""
     loader = GlobalHydra.instance().config_loader()

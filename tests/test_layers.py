@@ -16,7 +16,7 @@ LEVELS = (
     {"__main__"},
     {"studies"},
     {"cli"},
-    {"searching", "sweeps"},
+    {"searching", "sweeps", "plan"},
     {"run"},
     {"configs"},
     {"training", "evaluation", "analysis", "reporting", "tracking", "regimes", "bundled"},
@@ -25,12 +25,12 @@ LEVELS = (
     {"instructions"},
     {"tasks", "lm"},
     {"edits", "cache", "status"},
-    {"requests", "parallel", "hub"},
+    {"requests", "parallel", "hub", "counting"},
     {"errors"},
 )
 DEPTH = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-CONFIGURED = {"cli", "searching", "run", "configs"}
+CONFIGURED = {"cli", "searching", "plan", "run", "configs"}
 ONLY_IN = {"hydra": CONFIGURED, "omegaconf": CONFIGURED, "wandb": {"tracking"}}
 
 
