@@ -453,7 +453,7 @@ def report_command(options: argparse.Namespace) -> None:
 
     from editkit.reporting import page
 
-    page.write(found, target)
+    page.write(found, target, folders=options.folders)
     print(f"Page for a browser: {target}", file=sys.stdout if options.format == "table" else sys.stderr)
 
 

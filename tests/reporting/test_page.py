@@ -402,3 +402,16 @@ def test_ctrl_c_ends_watching_with_success(write: Any, monkeypatch: pytest.Monke
 def test_colours_are_those_of_the_figures_in_their_order(write: Any) -> None:
     text, _ = made(write("a", [result("mend", 1.0)]))
     assert re.findall(r"\.s\d \{ --c: light-dark\((#\w+),", text) == [colour for colour, _ in STYLES]
+
+
+def test_figures_with_a_caption_are_shown_and_others_are_not(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write("one", [result("mend", 0.9)])
+    for name, caption in {"map": 'Maps & "more" <script>', "bare": None}.items():
+        (folder / f"{name}.png").write_bytes(name.encode())
+        if caption:
+            (folder / f"{name}.txt").write_text(caption)
+    assert cli.main(["report", str(folder), "--format", "csv"]) == 0
+    text = (folder / "report" / "index.html").read_text()
+    assert text.count("<img ") == 1
+    assert "data:image/png;base64,bWFw" in text
+    assert "<figcaption>Maps &amp; &quot;more&quot; &lt;script&gt;</figcaption>" in text
