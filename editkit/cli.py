@@ -136,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run_command(options: argparse.Namespace) -> int:
     from editkit import configs
 
-    words = list(options.settings)
+    words = configs.translated(options.settings)
     if options.config_dir:
         folder = Path(options.config_dir).absolute()
         if not folder.is_dir():

@@ -26,7 +26,7 @@ from editkit.errors import UsageError
 
 # Launchers that are no part of the default installation, and the extra that brings them.
 EXTRAS = {"hydra_plugins.hydra_submitit_launcher": "slurm", "hydra_plugins.hydra_ray_launcher": "ray"}
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 OPTIONAL = ("scale", "experiment", "debug")
 KINDS = {
     bool: ((bool,), "true or false"),
@@ -130,8 +130,8 @@ def checked(overrides: Sequence[str], sweep: bool = False, primary: str = "confi
         if override.is_sweep_override() and not sweep:
             raise UsageError(several(override))
         key = str(override.key_or_group)
-        if key in FOLDERS:
-            raise UsageError(f"{key} follows run.dir: set run.dir")
+        if key == "hydra.sweep.subdir":
+            raise UsageError(f"{key} names each job's folder by its settings: leave it out, or set run.dir")
         options = loader.get_group_options(key, overrides=places)
         if options and not isinstance(override.value(), dict):
             groups.append(expanded(override))
@@ -144,6 +144,11 @@ def checked(overrides: Sequence[str], sweep: bool = False, primary: str = "confi
             values += parsed(expanded(override))
     configs = [with_values(composed(choice, primary), values, names) for choice in itertools.product(*groups)]
     return configs[0]
+
+
+def translated(words: Sequence[str]) -> list[str]:
+    """``words`` with Hydra's own names of a run's or a sweep's folder put as ``run.dir``, which they follow."""
+    return [f"run.dir={word.partition('=')[2]}" if word.partition("=")[0] in FOLDERS else word for word in words]
 
 
 def jobs(overrides: Sequence[str]) -> list[list[str]]:

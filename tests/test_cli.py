@@ -51,7 +51,7 @@ def light(*words: str) -> tuple[int, str, set[str]]:
         (["run", "run.dir=/dev/null/x"], 2, "set run.dir to another folder\n"),
         (["run", "hydra.nope=1"], 2, "hydra.nope"),
         (["run", "hydra/launcher=joblib"], 2, "hydra/launcher=joblib launches the jobs of a sweep: add -m\n"),
-        (["run", "-m", "hydra.sweep.dir=x"], 2, "hydra.sweep.dir follows run.dir: set run.dir\n"),
+        (["run", "-m", "hydra.sweep.subdir=x"], 2, "hydra.sweep.subdir names each job's folder by its settings: leave"),
         (["run", "run.skip_finished=true"], 2, "name it with run.dir=…\n"),
         (["run", "-m", "run.resume=x"], 2, "leave out -m\n"),
         (["run", "--config-dir", "nowhere"], 2, "--config-dir takes one that holds groups such as editor/\n"),

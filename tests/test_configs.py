@@ -223,3 +223,8 @@ def test_a_bug_inside_a_target_is_not_taken_for_bad_input() -> None:
     with pytest.raises(Exception) as error:
         configs.instantiate(OmegaConf.create({"_target_": "statistics.fmean", "data": 3}))
     assert not isinstance(error.value, UsageError)
+
+
+def test_hydras_own_names_of_a_folder_are_run_dir() -> None:
+    words = ["hydra.sweep.dir=a=b", "hydra.run.dir=c", "seed=1", "hydra/launcher=joblib"]
+    assert configs.translated(words) == ["run.dir=a=b", "run.dir=c", "seed=1", "hydra/launcher=joblib"]
