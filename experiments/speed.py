@@ -543,8 +543,8 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def drawing(rows: Sequence[Row]) -> Any:
     """Edits a second in training over the edits of a step; dashed in the first epoch, dotted the obvious way."""
-    plt = figures.pyplot()
-    figure, panel = plt.subplots(figsize=(4.6, 3.0), layout="constrained")
+    figure, panels = figures.grid(1, 1, (4.6, 3.0))
+    panel = panels[0, 0]
     for shape, (colour, marker) in zip(dict.fromkeys(entry.shape for entry in rows), figures.STYLES, strict=False):
         for what, line in (("training", "-"), ("training, first epoch", "--")):
             curve = [entry for entry in rows if (entry.shape, entry.what) == (shape, what)]
@@ -554,8 +554,7 @@ def drawing(rows: Sequence[Row]) -> Any:
             panel.plot(x, [1e3 / entry.obvious_ms for entry in curve], ":", color=colour)
     panel.set(xscale="log", yscale="log", xlabel="edits a step", ylabel="edits a second")
     panel.set_title("training; dashed: first epoch, dotted: obvious way")
-    panel.grid(alpha=0.25, linewidth=0.5)
-    panel.spines[["top", "right"]].set_visible(False)
+    figures.unframed(panel)
     panel.legend(frameon=False)
     return figure
 

@@ -143,6 +143,8 @@ def test_signals_end_the_run_as_interrupted(
     run: Any, capsys: pytest.CaptureFixture[str], number: int, code: int
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
+    # A shell that starts the tests in the background has them ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     exit_code, (config,) = run(lambda config: os.kill(os.getpid(), number), "run.dir=here")
     assert exit_code == code
     assert json.loads(Path("here/status.json").read_text())["state"] == "interrupted"
