@@ -4,7 +4,7 @@ bin := .venv/bin
 uv := $(shell command -v uv 2>/dev/null)
 project := setup.cfg pyproject.toml
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench studies clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed            ## one InstructEdit editor beside three baselines, on the bundled world
@@ -21,6 +21,9 @@ check: .venv/installed-dev       ## what CI runs: format, lint, types, tests
 
 bench: .venv/installed-dev       ## speed and memory, beside the obvious way and what the machine can do
 	$(bin)/python experiments/speed.py --out outputs/speed
+
+studies: .venv/installed-dev     ## every table and figure of the studies, within an hour on two cores; goes on where it stopped
+	$(bin)/python experiments/all.py scale=tiny
 
 clean:                           ## remove the environment; outputs stay
 	rm -rf .venv

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from editkit import __version__, hub
 from editkit.errors import UsageError
@@ -26,6 +27,7 @@ examples:
   editkit run "baselines=[mend,ft_l]" trainer.steps=200    with two methods beside it
   editkit run scale=small tasks.root=DATA model.path=DIR   real data, a model of yours
   editkit run -m editor=mend,instructedit seed=0,1,2       a sweep: six runs
+  editkit run -m hydra/launcher=submitit_slurm seed=0,1,2  the same on a cluster; also joblib, submitit_local and ray
   editkit run run.resume=outputs/editkit/…                 go on with an interrupted run
   editkit run plan=true                                    what it would need: memory, disk, time; runs nothing
   editkit run --cfg                                        every setting and its value
@@ -46,7 +48,9 @@ class Terminated(KeyboardInterrupt):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 1 for a bug, 2 for bad input (one sentence), 130 or 143 after Ctrl-C or SIGTERM."""
+    """Exit code: 0; 1 for a bug, or where jobs of a sweep have not finished; 2 for bad input, told in one sentence; 130
+    or 143 after Ctrl-C or SIGTERM.
+    """
     parser = build_parser()
     options, extra = parser.parse_known_args(arguments)
     # argparse takes words only up to the first option; those after it are settings too.
@@ -55,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "settings" in options:
         options.settings += extra
     try:
-        options.command(options)
+        return options.command(options) or 0
     except UsageError as error:
         print(f"editkit: {error}", file=sys.stderr)
         return 2
@@ -63,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 143
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -130,10 +133,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_command(options: argparse.Namespace) -> None:
+def run_command(options: argparse.Namespace) -> int:
     from editkit import configs
 
-    words = list(options.settings)
+    words = configs.translated(options.settings)
     if options.config_dir:
         folder = Path(options.config_dir).absolute()
         if not folder.is_dir():
@@ -145,14 +148,20 @@ def run_command(options: argparse.Namespace) -> None:
         from omegaconf import OmegaConf
 
         print(OmegaConf.to_yaml(config), end="")
-        return
+        return 0
     if config.run.resume:
-        check_resumable(Path(config.run.resume), options.settings)
+        check_resumable(Path(config.run.resume), ["-m"] * options.multirun + options.settings)
     if config.plan:
         show_plans(words)
-        return
-    check_writable(Path(config.run.dir))
-    launch(words, options.multirun)
+        return 0
+    if config.run.skip_finished and not any(word.startswith("run.dir=") for word in words):
+        raise UsageError("run.skip_finished=true goes on in a folder that is there: name it with run.dir=…")
+    folder = Path(config.run.dir).absolute()
+    check_writable(folder)
+    if options.multirun:
+        return sweep(words, folder, config.run.skip_finished)
+    launch(words, folder)
+    return 0
 
 
 def show_plans(words: Sequence[str]) -> None:
@@ -219,9 +228,10 @@ def search_command(options: argparse.Namespace) -> None:
 @contextmanager
 def interruptible(folder: Path, command: str) -> Iterator[None]:
     """Within: SIGTERM is like Ctrl-C, after either of which ``command`` is offered, and a full disk is a UsageError."""
-    previous = signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        yield
+        # SIGUSR2 is how Slurm announces the end of a job's time to all its processes; the job's launcher answers it.
+        with handling({signal.SIGTERM: on_sigterm, signal.SIGUSR2: signal.SIG_IGN}):
+            yield
     except OSError as error:
         if error.errno in UNWRITABLE:
             raise UsageError(unwritable(error)) from error
@@ -231,8 +241,6 @@ def interruptible(folder: Path, command: str) -> Iterator[None]:
         go_on = f"go on with: {command} run.resume={folder}" if begun else "nothing was begun"
         print(f"editkit: interrupted; {go_on}", file=sys.stderr)
         raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def show_instructions(options: argparse.Namespace) -> None:
@@ -256,19 +264,61 @@ def check_writable(folder: Path) -> None:
         raise UsageError(f"Cannot write to '{there}' ({error.strerror}): set run.dir to another folder") from error
 
 
-def launch(words: Sequence[str], multirun: bool) -> None:
-    """Hands over to Hydra, which makes the folder and calls `job`: once, or for each job of a sweep."""
+def sweep(words: Sequence[str], folder: Path, skip_finished: bool) -> int:
+    """Runs all jobs of a sweep, whatever becomes of any of them; 1 unless all have finished."""
+    from editkit import sweeps
+
+    if sweeps.begun(folder) and not skip_finished:
+        raise UsageError(
+            f"'{folder}' holds runs already: go on there with run.skip_finished=true, or set run.dir to a new folder"
+        )
+    same = [word for word in words if not word.startswith(("run.dir=", "run.skip_finished="))]
+    go_on = f"editkit run -m {shlex.join([*same, f'run.dir={folder}', 'run.skip_finished=true'])}"
+    try:
+        launch(words, folder, "--multirun")
+    except KeyboardInterrupt:
+        print(f"editkit: go on with: {go_on}", file=sys.stderr)
+        raise
+    except UsageError:
+        raise
+    except Exception as error:
+        # No job raises one: it is the launcher's.
+        why = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}".rstrip(": ")
+        if not sweeps.begun(folder):
+            raise UsageError(f"No job could be launched ({why})") from error
+        print(f"editkit: the launcher gave up ({why}); jobs that it began elsewhere may go on", file=sys.stderr)
+        code = 1
+    else:
+        code = 0
+
+    from editkit.reporting import runs
+
+    found = runs.find([folder])
+    for one in found:
+        if one.state != "finished":
+            print(f"editkit: {one.state}: {one.name} {one.status.get('why', '')}".rstrip(), file=sys.stderr)
+            code = 1
+    print(f"editkit: {sum(one.state == 'finished' for one in found)} jobs have finished", end="; ")
+    print(f"compare all with: editkit report {folder}")
+    if code:
+        print(f"editkit: go on with: {go_on}", file=sys.stderr)
+    return code
+
+
+def launch(words: Sequence[str], folder: Path, *options: str) -> None:
+    """Hands over to Hydra, which makes ``folder`` and calls `job`: once, or for each job of a sweep."""
     import hydra
     from hydra.errors import HydraException
 
     from editkit import configs
 
-    configs.register_resolvers()
+    configs.register_resolvers(str(folder))
     # Without it Hydra would end the process itself on an error, with code 1 and a shortened traceback.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["editkit run", *(["--multirun"] if multirun else []), *words]
+    sys.argv = ["editkit run", *options, *words]
     try:
-        hydra.main("pkg://editkit.conf", "config", version_base="1.3")(job)()
+        with configs.launchers_of_our_own():
+            hydra.main("pkg://editkit.conf", "config", version_base="1.3")(job)()
     except HydraException as error:
         raise UsageError(configs.sentence(error)) from error
 
@@ -281,49 +331,80 @@ def job(config: "DictConfig") -> None:
 
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
+    sweeping = settings.mode == RunMode.MULTIRUN
     if config.run.resume:
         config = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
-        config.run.resume = str(folder)
+        config.run.resume, config.run.skip_finished = str(folder), False
     else:
         chosen: Mapping[str, str] = settings.runtime.choices
         config.run.editor = config.run.editor or chosen["editor"]
-        config.run.title = config.run.title or f"{chosen['tasks']} · {chosen['model']} · seed {config.seed}"
+        config.run.mix = config.run.mix or chosen["tasks"]
+        config.run.title = config.run.title or f"{config.run.mix} · {chosen['model']} · seed {config.seed}"
+        config.run.group = config.run.group or f"{config.run.study} · {(folder.parent if sweeping else folder).name}"
     config.run.dir = str(folder)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, on_sigterm) if in_main_thread else None
-    try:
-        # Asked here, a model that cannot be had is refused before seconds of imports.
-        if config.model.get("path") and config.model.get("weights") != "random":
-            hub.here(config.model.path)
-        from editkit.run import run
+    if sweeping:
+        from editkit import sweeps
 
-        try:
-            run(config)
-        except OSError as error:
-            if error.errno in UNWRITABLE:
-                raise UsageError(unwritable(error)) from error
-            raise
-        if settings.mode == RunMode.RUN:
-            show_results(folder)
-        else:
-            print(f"editkit: {folder.name} is done; compare all with: editkit report {folder.parent}", flush=True)
+        with handling({signal.SIGTERM: on_sigterm}):
+            threads = settings.launcher.get("cpus_per_task")
+            told = sweeps.run_job(folder, OmegaConf.to_yaml(config, resolve=True), threads)
+        print(f"editkit: {folder.name} {told}", flush=True)
+    else:
+        perform(config, folder)
+
+
+def perform(config: "DictConfig", folder: Path) -> None:
+    """One run in this process, and what is to be said at its end."""
+    try:
+        with interruptible(folder, "editkit run"):
+            state = state_before(folder, config) if config.run.skip_finished else None
+            if state:
+                config.run.resume = str(folder)
+            if state != "finished":
+                # Asked here, a model that cannot be had is refused before seconds of imports.
+                if config.model.get("path") and config.model.get("weights") != "random":
+                    hub.here(config.model.path)
+                from editkit.run import run
+
+                run(config)
+        show_results(folder)
     except UsageError as error:
-        # Alone, leave at once; in a sweep Hydra notes the failed job and goes on with the next.
-        if settings.mode != RunMode.RUN:
-            raise
+        # Hydra would add a traceback.
         print(f"editkit: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        begun = (folder / "config.yaml").exists()
-        go_on = f"go on with: editkit run run.resume={folder}" if begun else "nothing was begun"
-        print(f"editkit: interrupted; {go_on}", file=sys.stderr)
-        raise
+
+
+def state_before(folder: Path, config: "DictConfig") -> str | None:
+    """The state of the run that ``folder`` holds, if any; a UsageError unless it has the settings of ``config``."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from editkit import configs, status
+
+    state = status.of(folder).get("state")
+    if state:
+        before = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+        if configs.identity(before, before.run.editor) != configs.identity(config, config.run.editor):
+            raise UsageError(f"'{folder}' holds a run of other settings: set run.dir to a new folder")
+    return state
+
+
+@contextmanager
+def handling(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
+    """Within: signals are handled so; only a main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
     finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def on_sigterm(number: int, frame: FrameType | None) -> None:
+    # A cluster and the launcher's process may both send one; the second must not cut off the first one's end.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Terminated
 
 
@@ -372,7 +453,7 @@ def report_command(options: argparse.Namespace) -> None:
 
     from editkit.reporting import page
 
-    page.write(found, target)
+    page.write(found, target, folders=options.folders)
     print(f"Page for a browser: {target}", file=sys.stdout if options.format == "table" else sys.stderr)
 
 

@@ -1,9 +1,13 @@
 """Composing a run's configuration, and refusing what is wrong with it before anything heavy is imported."""
 
 import difflib
+import hashlib
+import importlib.util
 import itertools
+import json
 import re
 import secrets
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,6 +24,9 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from editkit.errors import UsageError
 
+# Launchers that are no part of the default installation, and the extra that brings them.
+EXTRAS = {"hydra_plugins.hydra_submitit_launcher": "slurm", "hydra_plugins.hydra_ray_launcher": "ray"}
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 OPTIONAL = ("scale", "experiment", "debug")
 KINDS = {
     bool: ((bool,), "true or false"),
@@ -30,16 +37,35 @@ KINDS = {
 }
 
 
-def register_resolvers() -> None:
-    """Makes ``${run_folder:study,resume}`` and ``${run_part:number}`` known: folder names that never collide."""
+def register_resolvers(folder: str | None = None) -> None:
+    """Makes ``${run_folder:study,resume}`` and ``${job_folder:}`` known.
+
+    The first is ``folder``, or else a name that no other run has; the second names a job of a sweep by its settings.
+    """
 
     def run_folder(study: str, resume: str | None) -> str:
-        return resume or f"outputs/{study}/{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(3)}"
+        return folder or resume or f"outputs/{study}/{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(3)}"
+
+    def job_folder(*, _root_: DictConfig) -> str:
+        editor = _root_.run.editor or _root_.hydra.runtime.choices.editor
+        return f"{editor}-seed{_root_.seed}-{identity(_root_, editor)}"
 
     OmegaConf.register_new_resolver("run_folder", run_folder, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver(
-        "run_part", lambda number: f"{number}-{secrets.token_hex(3)}", use_cache=True, replace=True
-    )
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+
+
+def identity(config: DictConfig, editor: str) -> str:
+    """Ten hex digits of every setting that results depend on: of no folder, title, tracker or cache.
+
+    ``editor``: the name of the method under study.
+    """
+    kept: dict[str, Any] = {
+        str(key): OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        for key, node in config.items()
+        if key not in ("cache", "hydra", "run", "tracker")
+    }
+    kept["run"] = {"editor": editor, "editors_from": config.run.editors_from}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def instantiate(node: DictConfig, **arguments: Any) -> Any:
@@ -66,12 +92,21 @@ def instantiate(node: DictConfig, **arguments: Any) -> Any:
 def sources(folder: str | Path | None = None) -> Iterator[None]:
     """Within: configurations are composed from ``folder``, by default the package's own."""
     register_resolvers()
-    if folder is None:
-        with hydra.initialize_config_module("editkit.conf", version_base="1.3"):
-            yield
-    else:
-        with hydra.initialize_config_dir(str(Path(folder).absolute()), version_base="1.3"):
-            yield
+    with launchers_of_our_own():
+        if folder is None:
+            with hydra.initialize_config_module("editkit.conf", version_base="1.3"):
+                yield
+        else:
+            with hydra.initialize_config_dir(str(Path(folder).absolute()), version_base="1.3"):
+                yield
+
+
+@contextmanager
+def launchers_of_our_own() -> Iterator[None]:
+    """Within: files in ``conf/hydra/launcher`` replace plugins' defaults; Hydra checks their types, but quietly."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+        yield
 
 
 def checked(overrides: Sequence[str], sweep: bool = False, primary: str = "config") -> DictConfig:
@@ -95,16 +130,25 @@ def checked(overrides: Sequence[str], sweep: bool = False, primary: str = "confi
         if override.is_sweep_override() and not sweep:
             raise UsageError(several(override))
         key = str(override.key_or_group)
+        if key == "hydra.sweep.subdir":
+            raise UsageError(f"{key} names each job's folder by its settings: leave it out, or set run.dir")
         options = loader.get_group_options(key, overrides=places)
         if options and not isinstance(override.value(), dict):
             groups.append(expanded(override))
             check_choice(override, options)
+            if key == "hydra/launcher":
+                check_launcher(override, places, sweep)
         elif override.is_delete() or key.split(".")[0].split("/")[0] == "hydra":
             groups.append([str(override.input_line)])
         else:
             values += parsed(expanded(override))
     configs = [with_values(composed(choice, primary), values, names) for choice in itertools.product(*groups)]
     return configs[0]
+
+
+def translated(words: Sequence[str]) -> list[str]:
+    """``words`` with Hydra's own names of a run's or a sweep's folder put as ``run.dir``, which they follow."""
+    return [f"run.dir={word.partition('=')[2]}" if word.partition("=")[0] in FOLDERS else word for word in words]
 
 
 def jobs(overrides: Sequence[str]) -> list[list[str]]:
@@ -157,6 +201,18 @@ def check_choice(override: Override, options: Sequence[str]) -> None:
             if str(name) not in options:
                 given = f"is {shown(name)}" if name is not None else "is left out"
                 raise UsageError(f"{group} {given}, but must be one of {', '.join(options)}{guess(str(name), options)}")
+
+
+def check_launcher(override: Override, places: Sequence[str], sweep: bool) -> None:
+    """Refuses a launcher that is not installed, or that has nothing to launch."""
+    word = str(override.input_line)
+    if not sweep:
+        raise UsageError(f"{word} launches the jobs of a sweep: add -m")
+    for choice in expanded(override):
+        target = hydra.compose("config", [choice, *places], return_hydra_config=True).hydra.launcher._target_
+        for plugin, extra in EXTRAS.items():
+            if target.startswith(f"{plugin}.") and importlib.util.find_spec(plugin) is None:
+                raise UsageError(f"{word} needs a package that is not installed: pip install 'editkit[{extra}]'")
 
 
 def composed(choices: Iterable[str], primary: str) -> DictConfig:

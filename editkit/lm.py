@@ -168,18 +168,20 @@ class LM:
 
         ``shift`` moves the scored positions (and their labels) that many tokens to the right, within the text.
         """
-        trunk = self._filled([text.ids for text in texts], start)
-        longest = max(len(text.ids) for text in texts)
-        offset = torch.tensor([trunk.where[text.ids] for text in texts])
-        last = torch.tensor([len(text.ids) - 1 for text in texts])
-        index = offset[:, None] + torch.minimum(torch.arange(longest), last[:, None])
         scored = [(text.prompt - 1 + shift, len(text.ids) - 1 + shift) for text in texts]
         places = [(row, position) for row, span in enumerate(scored) for position in range(*span)]
         row, position = sent(places, self.device).T
         labels = sent([token for text in texts for token in text.answer], self.device)
         share = sent([1 / len(text.answer) for text in texts for _ in text.answer], self.device)
-        hidden = trunk.states[index.to(trunk.states.device, non_blocking=True)]
-        return Batch(start, hidden, row, position, labels, share, scored)
+        return Batch(start, self._hidden(texts, start), row, position, labels, share, scored)
+
+    def _hidden(self, texts: Sequence[Text], start: int) -> Float[Tensor, "rows tokens d"]:
+        trunk = self._filled([text.ids for text in texts], start)
+        longest = max(len(text.ids) for text in texts)
+        offset = torch.tensor([trunk.where[text.ids] for text in texts])
+        last = torch.tensor([len(text.ids) - 1 for text in texts])
+        index = offset[:, None] + torch.minimum(torch.arange(longest), last[:, None])
+        return trunk.states[index.to(trunk.states.device, non_blocking=True)]
 
     def states(self, batch: Batch) -> Float[Tensor, "scored d"]:
         """What the head reads at the scored positions."""
@@ -380,7 +382,7 @@ def load(
             model's shape before its weights are read.
         name: what tables call it; by default the last part of ``path``.
         weights: ``pretrained``, or ``random`` for the shape alone (drawn by ``seed``).
-        dtype: torch's name for the weights' type.
+        dtype: torch's name for the weights' type; ``auto`` is bfloat16 on a GPU and float32 elsewhere.
         device: where it lives, e.g. ``cpu`` or ``cuda:1``; ``auto`` is a GPU if there is one.
         rows: texts that run through the trunk at once.
         shape: transformers' configuration, ``model_type`` included, that random weights are built from, with the
@@ -396,8 +398,7 @@ def load(
     quiet()
     if weights not in ("pretrained", "random"):
         raise UsageError(f"model.weights is {weights!r}, but must be pretrained or random.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, dtype = placed(device, dtype)
     drawn = weights == "random"
     folder = source("bundled" if drawn and shape else path)
     try:
@@ -421,6 +422,15 @@ def load(
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
     return LM(model.to(device), tokenizer, Layout(**layout), name or Path(path).name, rows, cache)
+
+
+def placed(device: str, dtype: str) -> tuple[str, str]:
+    """A device and a type of weights by name, where ``auto`` is what suits this machine."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if torch.device(device).type == "cuda" else "float32"
+    return device, dtype
 
 
 def quiet() -> None:

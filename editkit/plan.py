@@ -25,10 +25,10 @@ from editkit.cache import Cache
 from editkit.configs import instantiate
 from editkit.counting import Counted, Rates
 from editkit.editors import Editor, Groups, Trainable
-from editkit.edits import Edit, sent
+from editkit.edits import Edit
 from editkit.errors import UsageError
 from editkit.evaluation import Protocols
-from editkit.lm import LM, Batch, Text
+from editkit.lm import LM, Batch, Text, placed
 from editkit.regimes import Regime
 from editkit.requests import EditRequest
 from editkit.run import named, told
@@ -84,18 +84,11 @@ class Outline(LM):
     def fingerprint(self) -> str:
         return "shapes"
 
-    def batch(self, texts: Sequence[Text], start: int, shift: int = 0) -> Batch:
+    def _hidden(self, texts: Sequence[Text], start: int) -> Tensor:
         self.at_once = max(self.at_once, len(texts))
         self.asked.setdefault(start, {}).update(dict.fromkeys(texts))
-        weight = self.head.weight
-        longest = max(len(text.ids) for text in texts)
-        hidden = torch.empty(len(texts), longest, weight.shape[1], dtype=weight.dtype, device=self.device)
-        scored = [(text.prompt - 1 + shift, len(text.ids) - 1 + shift) for text in texts]
-        places = [(row, position) for row, span in enumerate(scored) for position in range(*span)]
-        row, position = sent(places, self.device).T
-        labels = sent([token for text in texts for token in text.answer], self.device)
-        share = sent([1 / len(text.answer) for text in texts for _ in text.answer], self.device)
-        return Batch(start, hidden, row, position, labels, share, scored)
+        longest, weight = max(len(text.ids) for text in texts), self.head.weight
+        return torch.empty(len(texts), longest, weight.shape[1], dtype=weight.dtype, device=self.device)
 
     def _call(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # Blocks are called alike, so that the first one's call will do: no trunk is run for it.
@@ -222,9 +215,7 @@ def plan(config: DictConfig) -> Plan:
     trainer, regime, evaluator = (instantiate(config[part]) for part in ("trainer", "regime", "evaluator"))
     for task, tested in Counter(request.task for request in splits.test).items():
         regime.check(task, tested)
-    name = config.model.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name, _ = placed(config.model.device, config.model.dtype)
     rates = Rates(torch.device(name))
     with Counted(rates) as counted:
         shape, source = outline(config.model)
@@ -252,7 +243,8 @@ def outline(node: DictConfig) -> tuple[LM, str]:
         settings["shape"] = None
     source = "model.shape, texts split by the bundled tokenizer" if settings.get("shape") else "the model's own"
     kept = {key: value for key, value in settings.items() if key != "tuned"}
-    return instantiate(OmegaConf.create({**kept, "weights": "random", "device": "meta"})), source
+    _, dtype = placed(settings["device"], settings["dtype"])
+    return instantiate(OmegaConf.create({**kept, "weights": "random", "device": "meta", "dtype": dtype})), source
 
 
 def parameters(editor: Trainable) -> list[nn.Parameter]:

@@ -1,12 +1,13 @@
 """One run: compose → load → train → edit → score → log. The one place that makes objects of configurations."""
 
+import importlib.util
 import json
 import logging
-import resource
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from editkit import __version__
+from editkit import __version__, parallel
 from editkit.configs import instantiate
 from editkit.editors import Editor, Instructed, Trainable
 from editkit.errors import UsageError
@@ -49,27 +50,50 @@ def run(config: DictConfig) -> None:
         lm = load_model(config)
         write_inputs(folder, lm, splits)
         done = {row["editor"] for row in folder.results()}
+        settings = named(config)
         # All of them before the first is trained, so that what is wrong with the last is said at once.
-        editors = {name: instantiate(node, lm=lm) for name, node in named(config).items() if name not in done}
+        editors = {name: instantiate(node, lm=lm) for name, node in settings.items() if name not in done}
         while editors:
             name = next(iter(editors))
             editor = editors.pop(name)
             logger.info("%s: begins", name)
-            about = OmegaConf.to_container(config, resolve=True)
+            about = described(config, name, settings[name], lm)
             with tracker.follow(folder, name, config.run.title, about) as log:
                 if isinstance(editor, Trainable):
-                    prepare(lm, editor, trainer, splits, folder, log, name, config.run.editors_from)
+                    beside = partial(assist, text, name, str(folder.checkpoints / name))
+                    prepare(lm, editor, trainer, splits, folder, log, name, config.run.editors_from, beside)
                 rows, records = test(lm, editor, regime, evaluator, splits.test, name, config.seed)
+                draw(folder, name, rows)
                 log.finish([asdict(row) for row in rows], records)
             lm.flush()
+
+
+def described(config: DictConfig, name: str, editor: DictConfig, lm: LM) -> dict[str, Any]:
+    """The settings of one editor's part of the run, with the names that runs are told apart by."""
+    settings = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(settings, dict)
+    names = {"editor_name": name, "task_mix": config.run.get("mix"), "model_name": lm.name}
+    parts = {str(key): value for key, value in settings.items() if key != "baselines"}
+    return {**parts, "editor": OmegaConf.to_container(editor, resolve=True), **names}
+
+
+def draw(folder: RunFolder, name: str, rows: Sequence[Row]) -> None:
+    """Puts the figure of a sequence scored along the way into ``figures/``, where matplotlib is installed."""
+    if len({row.regime for row in rows}) < 2 or importlib.util.find_spec("matplotlib") is None:
+        return
+    from editkit.analysis import figures
+
+    lines = [{key: str(value) for key, value in asdict(row).items()} for row in rows]
+    figures.save(figures.sequences(lines), folder.path / "figures" / name / "sequence")
 
 
 def load_model(config: DictConfig) -> LM:
     """The model that ``config.model`` names, without the values that only editors' files read from there."""
     settings = OmegaConf.to_container(config.model, resolve=True)
     assert isinstance(settings, dict)
-    node = OmegaConf.create({key: value for key, value in settings.items() if key != "tuned"})
-    return instantiate(node, cache=instantiate(config.cache))
+    parts = {str(key): value for key, value in settings.items() if key != "tuned"}
+    # As a part of the model's settings: a dataclass that is handed over would be turned into settings again.
+    return instantiate(OmegaConf.create({**parts, "cache": OmegaConf.to_container(config.cache, resolve=True)}))
 
 
 def prepare(
@@ -81,8 +105,12 @@ def prepare(
     log: Log,
     name: str,
     editors_from: str | None,
+    beside: Callable[[int], None],
 ) -> None:
-    """Train ``editor``, going on from this run's checkpoint if there is one, or take it from another run's folder."""
+    """Train ``editor``, going on from this run's checkpoint if there is one, or take it from another run's folder.
+
+    ``beside`` is what the trainer's other processes do, see ``assist``.
+    """
     if editors_from is not None:
         taken(lm, editor, Path(editors_from), name)
         return
@@ -90,8 +118,22 @@ def prepare(
         raise UsageError(f"tasks.train is empty, but {name} learns: name a task to train on, or set run.editors_from.")
     own = folder.checkpoints / name
     folder.rewind(name, step_of(own))
-    state = trainer.fit(lm, editor, told(editor, splits.train), told(editor, splits.valid), own, log.log, name)
+    with parallel.team(trainer.devices, beside):
+        state = trainer.fit(lm, editor, told(editor, splits.train), told(editor, splits.valid), own, log.log, name)
     logger.info("%s: %d steps, best at %d", name, state.step, state.best_step)
+
+
+def assist(text: str, name: str, checkpoints: str, rank: int) -> None:
+    """One of the other processes that train an editor of the run that ``text`` configures; it writes nothing."""
+    config = OmegaConf.create(text)
+    assert isinstance(config, DictConfig)
+    config.model.device = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+    config.trainer.progress = False
+    lm = load_model(config)
+    editor, trainer = instantiate(named(config)[name], lm=lm), instantiate(config.trainer)
+    splits = instantiate(config.tasks).load(config.seed)
+    train, valid = told(editor, splits.train), told(editor, splits.valid)
+    trainer.fit(lm, editor, train, valid, Path(checkpoints), lambda metrics, step: None, name)
 
 
 def taken(lm: LM, editor: Trainable, folder: Path, name: str) -> None:
@@ -151,6 +193,7 @@ def test(
             found: list[Record] = []
             seconds: list[float] = []
             edited: set[str] = set()
+            peak = Peak(lm.device)
             began = time.perf_counter()
             for edit, groups in regime(editor, lm, wanted):
                 new = {request.id for group in groups for request in group} - edited
@@ -160,24 +203,43 @@ def test(
                 bar.advance(shown, len(new))
                 began = time.perf_counter()
             rows += summarise(found, name, seed, evaluator.resamples)
-            rows += cost(seconds, len(edited), name, task, edit.regime, seed)
+            rows += cost(seconds, peak.mib(), len(edited), name, task, edit.regime, seed)
             records += found
     return rows, records
 
 
-def cost(seconds: Sequence[float], edits: int, name: str, task: str, regime: str, seed: int) -> list[Row]:
-    """Wall time an edit, and the peak memory of the process (GPU: of its device) so far, as rows of ``results.csv``."""
-    mean, low, high = interval(np.array(seconds)[:, None], 1000, seed)
-    peak = (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident()) / 2**20
-    return [
-        Row(name, task, regime, "cost", "seconds_per_edit", mean, low, high, edits, seed),
-        Row(name, task, regime, "cost", "peak_memory_mib", peak, peak, peak, edits, seed),
-    ]
+def cost(
+    seconds: Sequence[float], peak: float | None, edits: int, name: str, task: str, regime: str, seed: int
+) -> list[Row]:
+    """Wall time an edit, and where it is known the peak memory of editing and scoring, as rows of ``results.csv``."""
+    values = {"seconds_per_edit": interval(np.array(seconds)[:, None], 1000, seed)}
+    if peak is not None:
+        values["peak_memory_mib"] = (peak, peak, peak)
+    return [Row(name, task, regime, "cost", metric, *value, edits, seed) for metric, value in values.items()]
 
 
-def resident() -> int:
-    """The most memory this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+class Peak:
+    """The most memory held from its making on: by tensors of a CUDA device, or else by the process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._known = True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is forgotten
+        except OSError:
+            self._known = False
+
+    def mib(self) -> float | None:
+        """In MiB; ``None`` where what was held before cannot be told from it."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / 2**20
+        if not self._known:
+            return None
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
 
 
 def write_inputs(folder: RunFolder, lm: LM, splits: Splits) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from editkit.instructions.search import Found, History, Scores, Search
 from editkit.instructions.writers import Writer
 from editkit.regimes import Single
 from editkit.requests import EditRequest
-from editkit.run import load_model, prepare, test, write_inputs
+from editkit.run import assist, load_model, prepare, test, write_inputs
 from editkit.tracking import FolderLog, RunFolder
 
 
@@ -55,9 +56,13 @@ def search(config: DictConfig, writer: Writer, method: Search, say: Callable[[st
         def score(name: str, tasks: Mapping[str, Described], seed: int) -> Scores:
             file = folder.path / "candidates" / f"{name}.yaml"
             write(file, base, tasks)
-            editor = instantiate(seeded(config.editor, seed), lm=lm, descriptions=str(file))
-            trainer = instantiate(seeded(config.trainer, seed))
-            prepare(lm, editor, trainer, splits, folder, FolderLog(folder, name), name, None)
+            trial = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+            trial.run.editor, trial.baselines = name, {}
+            trial.editor = {**seeded(config.editor, seed), "descriptions": str(file)}
+            trial.trainer = seeded(config.trainer, seed)
+            editor, trainer = instantiate(trial.editor, lm=lm), instantiate(trial.trainer)
+            beside = partial(assist, OmegaConf.to_yaml(trial), name, str(folder.checkpoints / name))
+            prepare(lm, editor, trainer, splits, folder, FolderLog(folder, name), name, None, beside)
             rows, _ = test(lm, editor, Single(), evaluator, splits.valid, name, seed)
             shutil.rmtree(folder.checkpoints / name)
             found: dict[str, dict[str, float]] = {}

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from editkit import status
 from editkit.analysis import gradients
 from editkit.editors import Editor
 from editkit.errors import UsageError
@@ -38,6 +39,8 @@ TRAINED = ("recent", "counterfact", "convsent")
 """The tasks that are trained on, in the order in which they are added."""
 KEYS = ("editor", "task", "regime", "protocol", "metric")
 """What a score is of, in ``results.csv``."""
+SCALES = {"fluency": (1, 1), "silhouette": (1, 2)}
+"""How a score is shown, its factor and digits, where it is no share in per cent."""
 NAMES = {"reliability_bare": "asked bare", "locality_instructed": "locality, instructed"}
 
 
@@ -174,8 +177,10 @@ class Study:
     def write(self, rows: Sequence[Row], by: Sequence[str], caption: str, more: str = "") -> None:
         """``NAME.csv`` with every row, ``NAME.md`` and ``NAME.tex`` with a line for each value of the keys ``by``.
 
-        ``more`` is put behind the name, for a study of several tables.
+        ``more`` is put behind the name, for a study of several tables; without rows, there is none.
         """
+        if not rows:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         path, lines = self.file(more), table(rows, by)
         with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
@@ -218,9 +223,8 @@ def main(program: Any, name: str) -> None:
 
 
 def state(folder: Path) -> str:
-    """What a run's folder says of it: running, finished, failed or interrupted; empty where there is none."""
-    status = folder / "status.json"
-    return json.loads(status.read_text(encoding="utf-8"))["state"] if status.exists() else ""
+    """What a run's folder says of it: running, killed, finished, failed or interrupted; empty where there is none."""
+    return status.of(folder).get("state", "")
 
 
 def results(folder: Path) -> list[dict[str, str]]:
@@ -331,7 +335,7 @@ def mapped(study: Study, found: Sequence[Directed], caption: str, more: str = ""
         for count in (1, 2, 10):
             share = float(explained[:count].sum())
             words = {"editor": one.panel, "site": EVERY, "task": gradients.ALL, "other_task": ""}
-            numbers = {"mean": share, "ci_low": share, "ci_high": share, "chance": "", "n": len(one.tasks)}
+            numbers = {"mean": share, "ci_low": "", "ci_high": "", "chance": "", "n": len(one.tasks)}
             rows.append({**words, "metric": f"variance_in_{count}", **numbers, "seed": seed})
         overlap += [{"panel": one.panel, **asdict(row)} for row in gradients.overlap(whole, one.tasks, seed)]
         together = {row["metric"]: row["mean"] for row in rows if row["editor"] == one.panel and whole_of(row)}
@@ -371,11 +375,13 @@ def table(rows: Sequence[Row], by: Sequence[str]) -> list[list[str]]:
 
 def cell(row: Row) -> str:
     """A mean with half its interval: a share in per cent; then its standard deviation over seeds, or its p-value."""
-    scale = 1 if row["metric"] == "fluency" else 100
-    half = (float(row["ci_high"]) - float(row["ci_low"])) / 2
-    more = f" ({scale * float(row['sd']):.1f})" if row.get("sd", "") != "" else ""
-    more += f" (p {p_value(row['p_holm'])})" if "p_holm" in row else ""
-    return f"{scale * float(row['mean']):.1f} ±{scale * half:.1f}{more}"
+    scale, digits = SCALES.get(row["metric"], (100, 1))
+    said = f"{scale * float(row['mean']):.{digits}f}"
+    if row["ci_low"] != "":
+        said += f" ±{scale * (float(row['ci_high']) - float(row['ci_low'])) / 2:.{digits}f}"
+    if row.get("sd", "") != "":
+        said += f" ({scale * float(row['sd']):.{digits}f})"
+    return said + (f" (p {p_value(row['p_holm'])})" if "p_holm" in row else "")
 
 
 def p_value(p: float) -> str:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from editkit import __version__
 from editkit.errors import UsageError
+from editkit.status import claim, read
 
 COLUMNS = ("editor", "task", "regime", "protocol", "metric", "mean", "ci_low", "ci_high", "n", "seed")
 LEAST_SPACE = 64 * 2**20  # bytes; a tiny run's checkpoints and W&B files
@@ -37,13 +38,15 @@ class Fields(Protocol):
 class RunFolder:
     """A run's folder as a context: made and marked running on entry, marked finished, failed or interrupted on exit.
 
+    No other process can enter it meanwhile.
+
     Holds ``config.yaml`` (as given), ``status.json``, ``metrics.jsonl`` (curves), ``results.csv``,
     ``records.jsonl.gz``, ``run.log`` and ``checkpoints/``. Files that are read as a whole are replaced in one step, so
     that a killed run leaves no half of one.
 
     Raises:
-        UsageError: the folder cannot be written to, holds another run's results or checkpoints (unless ``resume``), or
-            its disk is full.
+        UsageError: the folder cannot be written to, is another process's, holds another run's results or checkpoints
+            (unless ``resume``), or its disk is full.
     """
 
     def __init__(self, path: str | Path, config_yaml: str, resume: bool = False) -> None:
@@ -52,27 +55,19 @@ class RunFolder:
         self._config_yaml = config_yaml
         self._resume = resume
         self._status: dict[str, Any] = {}
-        self._log_handler: logging.Handler | None = None
+        self._log_handler: logging.StreamHandler | None = None
 
     def __enter__(self) -> Self:
-        status = self.path / "status.json"
-        state = json.loads(status.read_text())["state"] if status.exists() else None
-        if state and not self._resume and (state == "running" or self._has_outcome()):
-            raise UsageError(
-                f"'{self.path}' holds a run that is {state}: set run.dir to a new folder, "
-                f"or go on with that one by run.resume={self.path}"
-            )
         with writing(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(self.path).free < LEAST_SPACE:
                 raise UsageError(f"The disk of '{self.path}' is full: free some space or set run.dir elsewhere")
-            if self._resume:
-                self._status = json.loads(status.read_text()) if state else {}
-            else:
-                (self.path / "metrics.jsonl").unlink(missing_ok=True)
-                rewrite(self.path / "config.yaml", self._config_yaml)
-            self._mark("running")
-            self._log_handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
+            self._log_handler = logging.StreamHandler(log := (self.path / "run.log").open("a", encoding="utf-8"))
+            try:
+                self._begin(claim(self.path, log))
+            except BaseException:
+                log.close()
+                raise
         self._log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(self._log_handler)
         logging.getLogger("editkit").setLevel(logging.INFO)
@@ -95,7 +90,7 @@ class RunFolder:
         finally:
             if self._log_handler:
                 logging.getLogger().removeHandler(self._log_handler)
-                self._log_handler.close()
+                self._log_handler.stream.close()
 
     def log(self, metrics: Mapping[str, float], step: int, editor: str) -> None:
         """Appends one point of each curve to ``metrics.jsonl``; what is not finite becomes ``null``."""
@@ -143,6 +138,20 @@ class RunFolder:
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
+    def _begin(self, state: str | None) -> None:
+        """Marks the folder running, unless it was left in a ``state`` that must not be written over."""
+        if self._resume:
+            self._status = read(self.path / "status.json")
+        elif state and self._has_outcome():
+            raise UsageError(
+                f"'{self.path}' holds a run that is {state}: set run.dir to a new folder, "
+                f"or go on with that one by run.resume={self.path}"
+            )
+        else:
+            (self.path / "metrics.jsonl").unlink(missing_ok=True)
+            rewrite(self.path / "config.yaml", self._config_yaml)
+        self._mark("running")
+
     def _has_outcome(self) -> bool:
         return (self.path / "results.csv").exists() or any(path.is_file() for path in self.checkpoints.rglob("*"))
 
@@ -153,6 +162,8 @@ class RunFolder:
             "why": why,
             "started": self._status.get("started", now),
             "ended": now if state != "running" else None,
+            "host": platform.node(),
+            "pid": os.getpid(),
         }
         rewrite(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
 
@@ -177,7 +188,7 @@ class Tracker(Protocol):
 
 
 class FolderLog:
-    """A `Log` into the run's folder."""
+    """A `Log` into the run's folder, and what that holds of its editor."""
 
     def __init__(self, folder: RunFolder, editor: str) -> None:
         self._folder = folder
@@ -189,6 +200,17 @@ class FolderLog:
     def finish(self, results: Sequence[Mapping[str, Any]], records: Sequence[Fields]) -> None:
         self._folder.add(self._editor, results, records)
 
+    def points(self) -> list[dict[str, float]]:
+        """Every point of the editor's curves so far, with its ``step``; what is not finite is left out."""
+        path = self._folder.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        own = [point for point in map(json.loads, lines) if point.pop("editor") == self._editor]
+        return [{name: value for name, value in point.items() if value is not None} for point in own]
+
+    def figures(self) -> list[Path]:
+        """The editor's images in the run's folder: ``figures/EDITOR/*.png``."""
+        return sorted((self._folder.path / "figures" / self._editor).glob("*.png"))
+
 
 class NoTracker:
     """Nothing beside the run's folder."""
@@ -199,14 +221,15 @@ class NoTracker:
 
 
 class WandbTracker:
-    """One W&B run an editor: its configuration, curves, final scores and a table of records; files in ``wandb/``.
+    """One W&B run an editor: its configuration, curves, final scores, figures and a table of records; files in
+    ``wandb/``. Curves are drawn over ``step``.
 
     Args:
         mode: ``offline`` (no key, no network), ``online`` or ``disabled``. Where online cannot be reached the run is
             kept offline, and says so.
         project: the W&B project.
         entity: the user or team, ``None`` for the key's own.
-        group: runs shown together: a study or a sweep.
+        group: runs shown together: those of a sweep, or the editors of one run.
         tags: words to find runs by.
         table_rows: records shown in the table at most, evenly spaced over all.
 
@@ -239,6 +262,7 @@ class WandbTracker:
             return
         with wandb_files_in(folder.path / "wandb"):
             run = self._start(folder, editor, f"{editor} · {title}", config)
+            run.define_metric("*", step_metric="step")
             code = 1
             try:
                 yield WandbLog(own, run, self._table_rows)
@@ -262,7 +286,7 @@ class WandbTracker:
             "job_type": editor,
             "name": name,
             "id": identity,
-            "config": {**config, "editor_name": editor},
+            "config": dict(config),
             "dir": str(folder.path),
             "reinit": "create_new",  # otherwise a run that is still open would be returned instead
             "settings": settings,
@@ -280,22 +304,33 @@ class WandbTracker:
 
 
 class WandbLog:
-    """A `Log` into the run's folder, then into a W&B run."""
+    """A `Log` into the run's folder, then into a W&B run.
+
+    A run that goes on offline is a second file of the same W&B run, and sending it replaces the first: so it begins
+    with the curves so far.
+    """
 
     def __init__(self, own: FolderLog, run: Any, table_rows: int) -> None:
         self._own = own
         self._run = run
         self._table_rows = table_rows
+        self._behind: bool = run.offline
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        if self._behind:
+            self._catch_up()
         self._own.log(metrics, step)
-        self._run.log(dict(metrics), step=step)
+        self._run.log({**metrics, "step": step}, step=step)
 
     def finish(self, results: Sequence[Mapping[str, Any]], records: Sequence[Fields]) -> None:
         import wandb
 
+        if self._behind:
+            self._catch_up()
         self._own.finish(results, records)
         self._run.summary.update({f"{row['task']}/{row['protocol']}/{row['metric']}": row["mean"] for row in results})
+        for path in self._own.figures():
+            self._run.log({f"figures/{path.stem}": wandb.Image(str(path))})
         if not records or not self._table_rows:
             return
         stride = math.ceil(len(records) / self._table_rows)
@@ -304,6 +339,11 @@ class WandbLog:
             [json.dumps(v, ensure_ascii=False) if isinstance(v, dict) else v for v in row.values()] for row in rows
         ]
         self._run.log({"records": wandb.Table(columns=list(rows[0]), data=cells, allow_mixed_types=True)})
+
+    def _catch_up(self) -> None:
+        for point in self._own.points():
+            self._run.log(point, step=int(point["step"]))
+        self._behind = False
 
 
 def has_key() -> bool:

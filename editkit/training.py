@@ -54,6 +54,7 @@ class Trainer:
         steps: optimiser steps, at most.
         batch: different edits a step.
         micro_batch: edits that run at once (less memory, the same gradient); null: all of them.
+        devices: GPUs, or processes where there is none, that share the edits of a step; the gradient is the same.
         grad_clip: bound on the gradient's L2 norm.
         warmup: steps over which the learning rates rise linearly.
         decay: share of the learning rates left at the last step (cosine); 1 keeps them constant.
@@ -71,6 +72,7 @@ class Trainer:
     steps: int
     batch: int
     micro_batch: int | None = None
+    devices: int = 1
     grad_clip: float = 100.0
     warmup: int = 0
     decay: float = 1.0
@@ -83,6 +85,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         check_choice("trainer.best_by", self.best_by, ("shares", "loss"))
+        if self.devices < 1 or self.batch % self.devices:
+            raise UsageError(
+                f"trainer.devices is {self.devices}, but must divide trainer.batch, which is {self.batch}, evenly."
+            )
 
     def fit(
         self,
@@ -97,8 +103,10 @@ class Trainer:
         """Train ``editor`` in place and leave it with the weights of its best validation.
 
         Checkpoints ``last.safetensors`` (with the optimiser's state) and ``best.safetensors`` go to ``folder``; if
-        ``last`` is there already, training goes on from it. ``log`` gets curves by step.
+        ``last`` is there already, training goes on from it. ``log`` gets curves by step. Of several processes the first
+        one alone writes, and ends with the best weights.
         """
+        first_one = parallel.rank() == 0
         groups = editor.parameter_groups()
         optimizer = torch.optim.Adam(groups)
         rates = [group["lr"] for group in groups]
@@ -130,11 +138,13 @@ class Trainer:
                     state.validations_since_best += 1
                     if self._quality(scores) > state.best:
                         state.best, state.best_step, state.validations_since_best = self._quality(scores), state.step, 0
-                        save(best, lm, editor.state_dict(), asdict(state))
+                        if first_one:
+                            save(best, lm, editor.state_dict(), asdict(state))
                     state.stopped_early = state.validations_since_best == self.patience
                     finished = finished or state.stopped_early
-                    save(last, lm, editor.state_dict() | _flat(optimizer), asdict(state))
-        if best.exists():
+                    if first_one:
+                        save(last, lm, editor.state_dict() | _flat(optimizer), asdict(state))
+        if first_one and best.exists():
             editor.load_state_dict(restore(best, lm)[0])
         editor.train(False)
         return state
@@ -156,13 +166,14 @@ class Trainer:
     def validate(self, lm: LM, editor: Trainable, valid: Sequence[EditRequest]) -> dict[str, float]:
         """The objective's losses and shares on ``valid``, asked the same way at every validation."""
         editor.train(False)
-        size = self.micro_batch or self.batch
         total = torch.zeros(len(SCORES), device=lm.device)
-        for begin in list(range(0, len(valid), size))[parallel.rank() :: parallel.size()]:
-            chunk = valid[begin : begin + size]
+        for begin in list(range(0, len(valid), self.batch))[parallel.rank() :: parallel.size()]:
+            chunk = valid[begin : begin + self.batch]
             questions = self.objective.questions(lm, chunk, random.Random(f"valid/{self.seed}/{begin}"))
-            scores = self.objective(lm, editor.edit(lm, [[request] for request in chunk]), questions)
-            total += torch.stack([scores[key] for key in SCORES]) * len(chunk) / len(valid)
+            for part in self._parts(range(len(chunk))):
+                edit = editor.edit(lm, [[chunk[slot]] for slot in part])
+                scores = self.objective(lm, edit, questions.part(part))
+                total += torch.stack([scores[key] for key in SCORES]) * len(chunk) / len(valid)
         return dict(zip(SCORES, parallel.summed(total).tolist(), strict=True))
 
     def _step(
@@ -176,7 +187,8 @@ class Trainer:
     ) -> dict[str, float]:
         requests = [train[index] for index in batch_indices(len(train), self.batch, self.seed, step)]
         questions = objective.questions(lm, requests, random.Random(f"{self.seed}/{step}"))
-        parts = self._parts()
+        own = self.batch // parallel.size()
+        parts = self._parts(range(own * parallel.rank(), own * (parallel.rank() + 1)))
         editor.train(True)
         if len(parts) > 1:
             # An editor's statistics are of the whole step, so that its parts give the whole step's gradient.
@@ -206,12 +218,10 @@ class Trainer:
             )
         return dict(zip(SCORES, shares, strict=True)) | {"grad_norm": length}
 
-    def _parts(self) -> list[range]:
-        """The slots of a step that this process runs, as many at once as may be."""
-        own = self.batch // parallel.size()
-        first = own * parallel.rank()
-        size = self.micro_batch or own
-        return [range(begin, min(begin + size, first + own)) for begin in range(first, first + own, size)]
+    def _parts(self, slots: range) -> list[range]:
+        """``slots`` in runs of as many as may be edited at once."""
+        size = self.micro_batch or len(slots)
+        return [range(begin, min(begin + size, slots.stop)) for begin in range(slots.start, slots.stop, size)]
 
     def _quality(self, scores: Mapping[str, float]) -> float:
         return (scores["reliability"] + scores["locality"]) / 2 if self.best_by == "shares" else -scores["loss"]

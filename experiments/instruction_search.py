@@ -27,7 +27,7 @@ def program(study: Study) -> None:
     history = yaml.safe_load(found.read_text(encoding="utf-8"))["history"]
     rounds = [{"round": 0, "score": history["bare_names"]["score"]}]
     rounds += [{"round": one["round"], "score": score} for one in history["rounds"] for score in one["scores"]]
-    bare = next((folder / "candidates").glob("round-0-*.yaml"))
+    bare = min((folder / "candidates").glob("round-0*.yaml"))
     sets = {"found": found, "bare names": bare}
     parts = {name.split()[0]: [f"editor.descriptions={file}"] for name, file in sets.items()}
     trained = dict(zip(sets, runs.over_seeds(parts).values(), strict=True))

@@ -15,7 +15,7 @@ def program(study: Study) -> None:
     parts = {}
     for seed in study.seeds:
         editors = study.editors("multi_task", "all", seed)
-        parts |= {f"{n}-seed{seed}": [f"editor.draw={n}", f"seed={seed}", editors] for n in range(10)}
+        parts |= {f"{n}-seed{seed}": [f"editor.draw='{n}'", f"seed={seed}", editors] for n in range(10)}
     folders = study.run(parts)
     runs = {str(n): [folders[f"{n}-seed{seed}"] for seed in study.seeds] for n in range(10)}
     seen = [row for row in scores(runs, METRICS, condition="description") if row["description"] != "9"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from editkit import cli
 from editkit.errors import UsageError
@@ -50,6 +50,10 @@ def light(*words: str) -> tuple[int, str, set[str]]:
         (["run", "run.resume=nowhere"], 2, "that is no run's folder: it has no config.yaml\n"),
         (["run", "run.dir=/dev/null/x"], 2, "set run.dir to another folder\n"),
         (["run", "hydra.nope=1"], 2, "hydra.nope"),
+        (["run", "hydra/launcher=joblib"], 2, "hydra/launcher=joblib launches the jobs of a sweep: add -m\n"),
+        (["run", "-m", "hydra.sweep.subdir=x"], 2, "hydra.sweep.subdir names each job's folder by its settings: leave"),
+        (["run", "run.skip_finished=true"], 2, "name it with run.dir=…\n"),
+        (["run", "-m", "run.resume=x"], 2, "leave out -m\n"),
         (["run", "--config-dir", "nowhere"], 2, "--config-dir takes one that holds groups such as editor/\n"),
         (["instructions", "search", "--cfg"], 0, ""),
         (["instructions", "search", "search.rounds=0"], 2, "search.rounds is 0, but must be at least 1.\n"),
@@ -99,6 +103,10 @@ def nothing(config: DictConfig) -> None:
     pass
 
 
+def keep_settings(config: DictConfig) -> None:
+    Path(config.run.dir, "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+
+
 def refuse(config: DictConfig) -> None:
     raise UsageError("The file is not there: set tasks.root")
 
@@ -135,6 +143,8 @@ def test_signals_end_the_run_as_interrupted(
     run: Any, capsys: pytest.CaptureFixture[str], number: int, code: int
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
+    # A shell that starts the tests in the background has them ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     exit_code, (config,) = run(lambda config: os.kill(os.getpid(), number), "run.dir=here")
     assert exit_code == code
     assert json.loads(Path("here/status.json").read_text())["state"] == "interrupted"
@@ -144,7 +154,8 @@ def test_signals_end_the_run_as_interrupted(
 
 def test_an_interrupted_run_goes_on_with_its_own_settings(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(lambda config: os.kill(os.getpid(), signal.SIGTERM), "seed=5", "run.dir=here")[0] == 143
-    Path("here/config.yaml").write_text(yaml.safe_dump({"seed": 5, "kept": True, "run": {"resume": None, "dir": "x"}}))
+    kept = {"seed": 5, "kept": True, "model": {"path": "bundled"}, "run": {"resume": None, "dir": "x"}}
+    Path("here/config.yaml").write_text(yaml.safe_dump(kept))
     code, (config,) = run(nothing, "run.resume=here")
     assert code == 0 and config.kept and config.seed == 5
     assert config.run.dir == config.run.resume == str(Path("here").absolute())
@@ -153,23 +164,24 @@ def test_an_interrupted_run_goes_on_with_its_own_settings(run: Any, capsys: pyte
     assert "leave out seed=1" in capsys.readouterr().err
 
 
-def test_a_sweep_gives_each_job_a_folder(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    code, configs = run(nothing, "-m", "editor=mend,instructedit", "seed=1", "hydra.sweep.dir=sweep")
-    assert code == 0
-    assert [(config.run.editor, config.seed) for config in configs] == [("mend", 1), ("instructedit", 1)]
-    assert {Path(config.run.dir).parent for config in configs} == {Path("sweep").absolute()}
-    assert len({config.run.dir for config in configs}) == 2
-    assert f"compare all with: editkit report {Path('sweep').absolute()}" in capsys.readouterr().out
+def test_a_finished_run_is_not_run_again(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("run.dir=here", "run.skip_finished=true", "seed=5")
+    assert run(keep_settings, *words)[0] == 0
+    assert run(nothing, *words) == (0, [])
+    assert run(nothing, "run.dir=here", "run.skip_finished=true", "seed=6")[0] == 2
+    assert "holds a run of other settings: set run.dir to a new folder" in capsys.readouterr().err
 
 
-def test_a_sweep_goes_on_after_a_job_that_fails(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    def refuse_first(config: DictConfig) -> None:
-        if config.seed == 0:
-            refuse(config)
+def test_an_interrupted_run_is_gone_on_with(run: Any) -> None:
+    words = ("run.dir=here", "run.skip_finished=true", "seed=5")
 
-    code, configs = run(refuse_first, "seed=0,1", "-m")
-    assert code == 2 and len(configs) == 2
-    assert "editkit: The file is not there: set tasks.root\n" in capsys.readouterr().err
+    def interrupt(config: DictConfig) -> None:
+        keep_settings(config)
+        raise KeyboardInterrupt
+
+    assert run(interrupt, *words)[0] == 130
+    code, (config,) = run(nothing, *words)
+    assert code == 0 and config.run.resume == str(Path("here").absolute())
 
 
 def test_groups_of_ones_own(run: Any, tmp_path: Path) -> None:

@@ -149,6 +149,19 @@ def test_one_configuration_has_one_folder(shipped: None) -> None:
     assert config.run.dir == config.run.dir
 
 
+def test_a_job_is_known_by_what_its_results_depend_on(shipped: None) -> None:
+    def known(*words: str, editor: str = "mend") -> str:
+        return configs.identity(configs.checked(["editor=mend", *words]), editor)
+
+    same = ["run.dir=x", "run.title=x", "run.study=x", "run.skip_finished=true", "tracker=none", "cache=disk"]
+    assert known() == known(*same)
+    others = {known(word) for word in ("seed=1", "editor.rank=3", "scale=small", "run.editors_from=x", "baselines=ke")}
+    assert len({known(), *others, known(editor="mine")}) == 7
+    assert configs.identity(OmegaConf.create(OmegaConf.to_yaml(configs.checked([]), resolve=True)), "x") == (
+        configs.identity(configs.checked([]), "x")
+    )
+
+
 @pytest.mark.parametrize("choices", ROUNDS, ids=" ".join)
 def test_every_choice_composes_and_fits_its_target(shipped: None, choices: list[str]) -> None:
     nodes = dict(targets(configs.checked(choices)))
@@ -210,3 +223,8 @@ def test_a_bug_inside_a_target_is_not_taken_for_bad_input() -> None:
     with pytest.raises(Exception) as error:
         configs.instantiate(OmegaConf.create({"_target_": "statistics.fmean", "data": 3}))
     assert not isinstance(error.value, UsageError)
+
+
+def test_hydras_own_names_of_a_folder_are_run_dir() -> None:
+    words = ["hydra.sweep.dir=a=b", "hydra.run.dir=c", "seed=1", "hydra/launcher=joblib"]
+    assert configs.translated(words) == ["run.dir=a=b", "run.dir=c", "seed=1", "hydra/launcher=joblib"]

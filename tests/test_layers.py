@@ -16,7 +16,7 @@ LEVELS = (
     {"__main__"},
     {"studies"},
     {"cli"},
-    {"searching", "plan"},
+    {"searching", "sweeps", "plan"},
     {"run"},
     {"configs"},
     {"training", "evaluation", "analysis", "reporting", "tracking", "regimes", "bundled"},
@@ -24,7 +24,7 @@ LEVELS = (
     {"editors"},
     {"instructions"},
     {"tasks", "lm"},
-    {"edits", "cache"},
+    {"edits", "cache", "status"},
     {"requests", "parallel", "hub", "counting"},
     {"errors"},
 )

@@ -63,7 +63,7 @@ def test_memory_follows_the_edits_that_run_at_once() -> None:
 
 def test_a_plan_takes_no_memory_for_weights() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = plan(composed("model=llama-2-7b", "model.device=cpu", "tasks.test=[recent]"))
+    found = plan(composed("model=llama-2-7b", "model.device=cpu", "model.dtype=bfloat16", "tasks.test=[recent]"))
     assert found.parameters["model"] == 6_738_415_616
     assert found.parameters["model"] == found.parameters["trunk"] + found.parameters["suffix"]
     assert found.memory["weights (bfloat16)"] == 2 * 6_738_415_616

@@ -7,6 +7,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,6 +222,36 @@ def test_wandb_has_config_curves_summary_and_table(
     assert [cells[0] for cells in table["data"]] == ["record 0", "record 3", "record 6", "record 9"]
     assert next(r["exit"]["exit_code"] for r in found if r["type"] == "exit") == 0
     assert next(r["exit"]["exit_code"] for r in runs["ke"][1] if r["type"] == "exit") == 130
+
+
+def test_a_run_that_goes_on_has_its_whole_curve_on_wandb(tmp_path: Path, home: Path) -> None:
+    tracker = WandbTracker(table_rows=0)
+    for steps in ((1, 2), (2, 3)):  # stopped after step 2, gone on with from a checkpoint at 1
+        with RunFolder(tmp_path / "run", "", resume=True) as folder, tracker.follow(folder, "mend", "", {}) as log:
+            folder.rewind("mend", steps[0] - 1)
+            for step in steps:
+                log.log({"loss": float(step)}, step)
+            log.finish([row("mend")], [])
+        time.sleep(1)  # W&B names its files by the second
+    newest = max((folder.path / "wandb").glob("offline-run-*"))
+    curve = [record["history"]["item"] for record in inspected(newest) if record["type"] == "history"]
+    assert [(point["step"], point["loss"]) for point in curve] == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_two_processes_cannot_have_one_folder(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, ""), pytest.raises(UsageError, match="holds a run that is running: wait for its end"):
+        RunFolder(tmp_path, "", resume=True).__enter__()
+    assert state(tmp_path)["state"] == "finished"
+
+
+def test_a_killed_run_is_not_written_over(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, "first") as folder:
+        folder.add("mend", [row("mend")], ANSWERS)
+    (tmp_path / "status.json").write_text(json.dumps(state(tmp_path) | {"state": "running"}))
+    with pytest.raises(UsageError, match="holds a run that is killed: set run.dir"):
+        RunFolder(tmp_path, "second").__enter__()
+    with RunFolder(tmp_path, "second", resume=True):
+        pass
 
 
 def test_wandb_online_needs_a_key(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

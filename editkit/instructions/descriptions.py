@@ -89,8 +89,8 @@ class Instructions:
             description = " ".join(draw.sample(words, len(words)))
         elif which == "unseen":
             description = unseen
-        elif isinstance(which, int) and 0 <= which < len(task.descriptions):
-            description = task.descriptions[which]
+        elif str(which).isdigit() and int(which) < len(task.descriptions):
+            description = task.descriptions[int(which)]
         else:
             raise UsageError(
                 f"description {which!r}: seen, unseen, none, other, shuffled or a number from 0 to "

@@ -4,14 +4,14 @@ Here the runs' files are collected and written down as JSON; what is made of it 
 """
 
 import base64
-import gzip
 import hashlib
 import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -20,6 +20,7 @@ from typing import Any
 from editkit import __version__
 from editkit.errors import UsageError
 from editkit.reporting import pairs, results, runs
+from editkit.reporting.layout import HEADINGS
 from editkit.reporting.runs import Found, Group
 from editkit.reporting.table import LESS_IS_BETTER, MEASURES, PROTOCOLS, UNITS
 
@@ -27,6 +28,7 @@ MOST_BYTES = 20 * 2**20  # of a page: more opens slowly
 MOST_QUESTIONS = 150_000  # in the list of single edits
 MOST_POINTS = 300  # of a training curve
 ALL_POINTS = 400_000  # of all of them together
+MOST_FIGURES_BYTES = 6_000_000  # of PNG files; a third more as text
 MOST_COMPARED = 10  # editors that are compared in pairs: 45 differences a measure
 LONGEST_PAUSE = 60.0  # seconds between two pages of runs that are watched
 
@@ -80,13 +82,15 @@ class Sample:
         self._questions = sum(len(q) for edits in self.kept.values() for q in edits.values())
 
 
-def write(found: Sequence[Found], target: Path, refresh: int = 0) -> None:
+def write(found: Sequence[Found], target: Path, refresh: int = 0, folders: Sequence[Path] = ()) -> None:
     """Put the page of ``found`` runs at ``target`` in one step; a browser reloads it every ``refresh`` seconds if any.
+
+    Figures that lie under ``folders`` with a caption (studies' maps and curves) are shown too.
 
     Raises:
         UsageError: records or curves that cannot be read, or a place that cannot be written to.
     """
-    text = html(found, refresh).encode("utf-8", "replace")
+    text = html(found, refresh, pictures(folders)).encode("utf-8", "replace")
     part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -112,10 +116,22 @@ def watch(folders: Sequence[Path], target: Path, say: Callable[[str], None], pau
             say(line)
             told = line
         # A large page takes long to make: most of the time is left to the runs.
-        write(found, target, refresh=max(5, round(2 * pause)))
+        write(found, target, max(5, round(2 * pause)), folders)
         pause = min(max(pause, 4 * (time.monotonic() - began)), LONGEST_PAUSE)
         time.sleep(pause)
-    write(runs.find(folders), target)
+    write(runs.find(folders), target, folders=folders)
+
+
+def pictures(folders: Sequence[Path]) -> list[tuple[str, str]]:
+    """Caption and file, as a data URL, of figures under ``folders``: the first ones, `MOST_FIGURES_BYTES` in all."""
+    found, size = [], 0
+    for file in sorted({file for folder in folders for file in folder.rglob("*.png") if "wandb" not in file.parts}):
+        caption = file.with_suffix(".txt")
+        size += file.stat().st_size
+        if caption.is_file() and size <= MOST_FIGURES_BYTES:
+            said = caption.read_text(encoding="utf-8", errors="replace").strip()
+            found.append((said, f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"))
+    return found
 
 
 def states(found: Iterable[Found]) -> str:
@@ -125,19 +141,19 @@ def states(found: Iterable[Found]) -> str:
     return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
 
 
-def html(found: Sequence[Found], refresh: int = 0) -> str:
+def html(found: Sequence[Found], refresh: int = 0, figures: Sequence[tuple[str, str]] = ()) -> str:
     """The whole page; single edits are left out until it weighs no more than `MOST_BYTES`."""
     data, sample = collect(found, refresh), Sample(MOST_QUESTIONS)
     data["pairs"] = compare(found, data["labels"], sample)
     while True:
-        page = joined(data | listed(sample), refresh)
+        page = joined(data | listed(sample), refresh, figures)
         if len(page.encode("utf-8", "replace")) <= MOST_BYTES or not any(sample.kept.values()):
             return page
         sample.halve()
 
 
-def joined(data: dict[str, Any], refresh: int) -> str:
-    """Template, style, script and data as one file."""
+def joined(data: dict[str, Any], refresh: int, figures: Sequence[tuple[str, str]]) -> str:
+    """Template, style, script, figures and data as one file."""
     parts = {name: (files("editkit.reporting") / "page" / f"page.{name}").read_text("utf-8") for name in ("css", "js")}
     # The browser takes this style and this script, and nothing else from anywhere.
     digests = {f"{name}_hash": base64.b64encode(hashlib.sha256(t.encode()).digest()) for name, t in parts.items()}
@@ -145,9 +161,14 @@ def joined(data: dict[str, Any], refresh: int) -> str:
     for character in "<\u2028\u2029":
         written = written.replace(character, f"\\u{ord(character):04x}")
     return Template((files("editkit.reporting") / "page" / "page.html").read_text("utf-8")).substitute(
-        parts,
+        parts | HEADINGS,
         **{name: digest.decode() for name, digest in digests.items()},
         data=written,
+        figures="".join(
+            f'<figure><img src="{url}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
+            for caption, url in figures
+        )
+        or "<p>None lie under the folders that were named. The programs in experiments/ draw some.</p>",
         reload=f'<meta http-equiv="refresh" content="{refresh}">' if refresh else "",
     )
 
@@ -219,7 +240,7 @@ def curves(found: Sequence[Found], labels: Sequence[dict[str, str]]) -> list[dic
     read: list[tuple[int, str, str, list[dict[str, Any]]]] = []
     for run, one in enumerate(found):
         points: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for line in lines(one.folder / "metrics.jsonl"):
+        for line in runs.lines(one.folder / "metrics.jsonl"):
             editor, step = line.pop("editor"), line.pop("step")
             split: dict[str, dict[str, Any]] = {}
             for name, value in line.items():
@@ -262,7 +283,7 @@ def compare(found: Sequence[Found], labels: Sequence[dict[str, str]], sample: Sa
         conditions = [condition for condition, _ in results.labels([one.run for one in group.runs])]
         for one, condition in zip(group.runs, conditions, strict=True):
             run = number[id(one)]
-            for record in lines(one.folder / "records.jsonl.gz"):
+            for record in runs.lines(one.folder / "records.jsonl.gz"):
                 label = labels[run].get(record["editor"])
                 if label is None:  # scored, but its rows are not written yet
                     continue
@@ -338,27 +359,6 @@ def listed(sample: Sample) -> dict[str, Any]:
         "questions": list(questions),
         "scores": [json.loads(values) for values in scores],
     }
-
-
-def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, compressed or not, none if it is not there.
-
-    Raises:
-        UsageError: the file is damaged. The last line of curves may be half written.
-    """
-    if not path.exists():
-        return
-    curve = path.suffix == ".jsonl"
-    try:
-        with path.open(encoding="utf-8") if curve else gzip.open(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    if not curve:
-                        raise
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UsageError(f"'{path}' cannot be read ({error}): leave the run out by moving its folder") from error
 
 
 def finite(value: float) -> float | None:

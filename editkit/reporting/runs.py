@@ -1,15 +1,18 @@
 """The runs found under folders, scored or failed, and which of them may be averaged."""
 
+import gzip
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from editkit import status
 from editkit.errors import UsageError
 from editkit.reporting import results
 from editkit.reporting.results import Run, Score
@@ -21,7 +24,7 @@ class Found:
 
     Attributes:
         name: its path as seen from the folder that was named.
-        status: what ``status.json`` says, empty where there is none.
+        status: as `editkit.status.of` gives it, empty where there is none.
         inputs: what ``inputs.json`` says, empty where the run never got that far.
         run: its configuration and its rows of ``results.csv``, none where it has scored no editor.
     """
@@ -96,18 +99,7 @@ def read(folder: Path, name: str) -> Found:
         run = results.read_run(scored)
     else:
         run = Run((), (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.exists() else {})
-    return Found(folder, name, said(folder / "status.json"), said(folder / "inputs.json"), run)
-
-
-def said(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(
-            f"'{path}' is no JSON ({error}): mend it, or leave the run out by moving its folder"
-        ) from error
+    return Found(folder, name, status.of(folder), status.read(folder / "inputs.json"), run)
 
 
 def groups(found: Iterable[Found]) -> list[Group]:
@@ -139,3 +131,24 @@ def scores(found: Iterable[Found]) -> list[Score]:
         for group in groups(found)
         for score in results.read(one.folder for one in group.runs)
     ]
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines, compressed or not, none if it is not there.
+
+    Raises:
+        UsageError: the file is damaged. The last line of curves may be half written.
+    """
+    if not path.exists():
+        return
+    curve = path.suffix == ".jsonl"
+    try:
+        with path.open(encoding="utf-8") if curve else gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    if not curve:
+                        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UsageError(f"'{path}' cannot be read ({error}): leave the run out by moving its folder") from error

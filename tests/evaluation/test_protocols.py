@@ -134,7 +134,7 @@ def test_without_an_edit_nothing_changes(lm: LM, edited: Edit, told: list[EditRe
     none = Edit(
         {site: type(rule)(**{n: t * 0 for n, t in rule.tensors().items()}) for site, rule in edited.rules.items()}, 3
     )
-    every = Protocols({"a": TeacherForced(), "b": Generative(tokens=4), "c": Fluency(tokens=4), "d": None})
+    every = Protocols({"a": TeacherForced(), "b": Generative(tokens=4), "c": Fluency(tokens=4)})
     for record in every.score(lm, none, [[request] for request in told]):
         if record.measure == "locality":
             assert record.scores[""] == 1.0

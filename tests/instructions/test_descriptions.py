@@ -36,7 +36,7 @@ def test_ten_descriptions_come_with_each_task_of_which_nine_are_seen(task):
     instructions = [given(task, which=number) for number in range(10)]
     drawn = {SHIPPED.give(request(task, number, label="positive"), 0).instruction for number in range(200)}
     assert {text + "The home of Ada is" for text in drawn} == set(instructions[:9])
-    assert given(task, which="unseen") == instructions[9]
+    assert given(task, which="unseen") == given(task, which="9") == instructions[9]
 
 
 def test_the_draw_depends_on_seed_and_record_only():
@@ -117,3 +117,16 @@ def test_a_request_that_cannot_be_told_is_refused():
         SHIPPED.give(request("convsent"), 0)
     with pytest.raises(UsageError, match="from 0 to 9"):
         SHIPPED.give(request(), 0, which=10)
+
+
+def test_wrong_instructions_are_none_another_tasks_or_words_in_another_order():
+    edits = [request("recent", number) for number in range(40)]
+    assert {SHIPPED.give(edit, 0, "none").instruction for edit in edits} == {""}
+    names = {SHIPPED.give(edit, 0, "other").instruction.split("\n")[0].removeprefix("Task: ") for edit in edits}
+    assert names == {SHIPPED.tasks[task].name for task in TASKS if task != "recent"}
+    assert not any("[" in SHIPPED.give(edit, 0, "other").instruction for edit in edits)
+    seen = {tuple(sorted(text.split())) for text in SHIPPED.tasks["recent"].descriptions[:9]}
+    for edit in edits:
+        told = SHIPPED.give(edit, 0, "shuffled").instruction.split("\n")[1].removeprefix("Description: ")
+        assert tuple(sorted(told.split())) in seen
+        assert told not in SHIPPED.tasks["recent"].descriptions

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from editkit import cli
+from editkit import cli, status
 from editkit.analysis.figures import STYLES
 from editkit.errors import UsageError
 from editkit.reporting import page, pairs, runs, table
@@ -169,6 +169,12 @@ def test_a_failed_run_is_shown_with_its_reason(write: Any, capsys: pytest.Captur
     assert shown["bad"]["editors"] == ["ke", "ft_l"]
     assert cli.main(["report", str(folder)]) == 0
     assert "failed: bad  OutOfMemoryError: [2 GiB] too much" in capsys.readouterr().out
+
+
+def test_a_run_whose_process_is_gone_was_killed(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write("a", [result("mend", 0.8)], status=FINISHED | {"state": "running", "pid": 7, "host": "node1"})
+    assert cli.main(["report", str(folder)]) == 0
+    assert "killed: a  process 7 on node1 is gone" in capsys.readouterr().out
 
 
 def test_runs_that_all_failed_have_a_page(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -375,7 +381,9 @@ def test_watching_ends_when_nothing_runs(write: Any, capsys: pytest.CaptureFixtu
             assert 'http-equiv="refresh"' in target.read_text()
         (folder / "a" / "status.json").write_text(json.dumps(FINISHED))
 
-    page.watch([folder], target, say, pause=0.01)
+    with (folder / "a" / "run.log").open("a") as log:
+        status.claim(folder / "a", log)
+        page.watch([folder], target, say, pause=0.01)
     assert seen == ["1 running", "1 finished"]
     assert 'http-equiv="refresh"' not in target.read_text()
 
@@ -394,3 +402,16 @@ def test_ctrl_c_ends_watching_with_success(write: Any, monkeypatch: pytest.Monke
 def test_colours_are_those_of_the_figures_in_their_order(write: Any) -> None:
     text, _ = made(write("a", [result("mend", 1.0)]))
     assert re.findall(r"\.s\d \{ --c: light-dark\((#\w+),", text) == [colour for colour, _ in STYLES]
+
+
+def test_figures_with_a_caption_are_shown_and_others_are_not(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write("one", [result("mend", 0.9)])
+    for name, caption in {"map": 'Maps & "more" <script>', "bare": None}.items():
+        (folder / f"{name}.png").write_bytes(name.encode())
+        if caption:
+            (folder / f"{name}.txt").write_text(caption)
+    assert cli.main(["report", str(folder), "--format", "csv"]) == 0
+    text = (folder / "report" / "index.html").read_text()
+    assert text.count("<img ") == 1
+    assert "data:image/png;base64,bWFw" in text
+    assert "<figcaption>Maps &amp; &quot;more&quot; &lt;script&gt;</figcaption>" in text

@@ -536,7 +536,7 @@
 
   function drawRuns() {
     const head = ["run", "state", "editors", "model", "seed", "started", "minutes", "group", "why"].map(column);
-    const order = ["finished", "running", "interrupted", "failed"];
+    const order = ["finished", "running", "interrupted", "killed", "failed"];
     const sorted = [...data.runs].sort((a, b) => order.indexOf(b.state) - order.indexOf(a.state));
     const minutes = (run) => (run.started && run.ended ? ((new Date(run.ended) - new Date(run.started)) / 60000).toFixed(1) : "–");
     fill(part("runs"), table(counts(), head, el("tbody", {}, sorted.map((run) => el("tr", {},
