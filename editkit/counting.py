@@ -36,11 +36,13 @@ class Rates:
 
     Attributes:
         device: the device.
+        clock: what seconds are taken from; ``time.process_time`` where other work is beside this on one thread.
         bytes: read and written by a copy of a tensor that fills no cache.
         overhead: seconds an operation takes however small it is.
     """
 
     device: torch.device
+    clock: Callable[[], float] = time.perf_counter
     bytes: float = 0.0
     overhead: float = 0.0
     _flops: dict[torch.dtype, float] = field(default_factory=dict)
@@ -48,8 +50,8 @@ class Rates:
     def __post_init__(self) -> None:
         table, number = torch.ones(2**25, device=self.device), torch.ones(1, device=self.device)
         copied = torch.empty_like(table)
-        self.bytes = 2 * table.nbytes / seconds(lambda: copied.copy_(table), self.device)
-        self.overhead = seconds(lambda: [number + 1 for _ in range(200)], self.device) / 200
+        self.bytes = 2 * table.nbytes / self.seconds(lambda: copied.copy_(table))
+        self.overhead = self.seconds(lambda: [number + 1 for _ in range(200)]) / 200
 
     def flops(self, dtype: torch.dtype) -> float:
         """Floating-point operations of a matrix product: the best of growing sizes, up to some tenths of a second."""
@@ -57,24 +59,26 @@ class Rates:
             size, best, spent = 256, 0.0, 0.0
             while spent < 0.02 and size <= 8192:
                 a = torch.ones(size, size, device=self.device, dtype=dtype)
-                spent = seconds(partial(torch.matmul, a, a), self.device)
+                spent = self.seconds(partial(torch.matmul, a, a))
                 best, size = max(best, 2 * size**3 / spent), size * 2
             self._flops[dtype] = best
         return self._flops[dtype]
 
-
-def seconds(work: Callable[[], object], device: torch.device, times: int = 3) -> float:
-    """Of the quickest of ``times`` runs, after one that warms up; on a GPU, until it has finished."""
-
-    def once() -> float:
-        began = time.perf_counter()
+    def seconds(self, work: Callable[[], object], times: int = 3) -> float:
+        """Of the quickest of ``times`` runs, after one that warms up; on a GPU, until it has finished."""
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
+        return min(self._once(work) for _ in range(times))
 
-    once()
-    return min(once() for _ in range(times))
+    def _once(self, work: Callable[[], object]) -> float:
+        began = self.now()
+        work()
+        return self.now() - began
+
+    def now(self) -> float:
+        """The clock, once the device has finished what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return self.clock()
 
 
 class Counted(TorchDispatchMode):

@@ -369,17 +369,11 @@ def in_turn(bench: Bench, ways: Iterable[Callable[[], object]]) -> list[list[flo
     """Seconds of each way: A B A B, so that a busy machine slows both; on a GPU, until it has finished."""
     ways = list(ways)
     taken: list[list[float]] = [[] for _ in ways]
-
-    def now() -> float:
-        if bench.device.type == "cuda":
-            torch.cuda.synchronize(bench.device)
-        return time.perf_counter()
-
     for _ in range(bench.repeat):
         for seconds, way in zip(taken, ways, strict=True):
-            began = now()
+            began = bench.rates.now()
             way()
-            seconds.append(now() - began)
+            seconds.append(bench.rates.now() - began)
     return taken
 
 
@@ -543,8 +537,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def drawing(rows: Sequence[Row]) -> Any:
     """Edits a second in training over the edits of a step; dashed in the first epoch, dotted the obvious way."""
-    figure, panels = figures.grid(1, 1, (4.6, 3.0))
-    panel = panels[0, 0]
+    figure, ((panel,),) = figures.grid(1, 1, (4.6, 3.0))
     for shape, (colour, marker) in zip(dict.fromkeys(entry.shape for entry in rows), figures.STYLES, strict=False):
         for what, line in (("training", "-"), ("training, first epoch", "--")):
             curve = [entry for entry in rows if (entry.shape, entry.what) == (shape, what)]
@@ -555,7 +548,7 @@ def drawing(rows: Sequence[Row]) -> Any:
     panel.set(xscale="log", yscale="log", xlabel="edits a step", ylabel="edits a second")
     panel.set_title("training; dashed: first epoch, dotted: obvious way")
     figures.unframed(panel)
-    panel.legend(frameon=False)
+    figures.key(figure, panel)
     return figure
 
 
@@ -583,11 +576,13 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5 if gpu else 2, help="times each is measured; medians are shown")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--dtype", default="bfloat16" if gpu else "float32", help="of the model's weights")
+    parser.add_argument("--busy", action="store_true", help="count this process's CPU time: other work is beside it")
     parser.add_argument("--profile", action="store_true", help="also where the time of the largest step goes")
     parser.add_argument("--out", type=Path, help="folder for speed.csv, speed.md and the figure")
     asked = parser.parse_args()
     console, began = Console(), time.perf_counter()
-    rates = Rates(torch.device("cuda" if gpu else "cpu"))
+    clock = time.process_time if asked.busy else time.perf_counter
+    rates = Rates(torch.device("cuda" if gpu else "cpu"), clock)
     rows: list[Row] = []
     worst = 0.0
     for shape in asked.shapes:
