@@ -26,6 +26,8 @@ from editkit.hub import source
 T = TypeVar("T")
 ASIDE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 """Of a model's configuration, what has no part in what it computes."""
+FUSED = {"gelu_new": "gelu_pytorch_tanh"}
+"""Activations that transformers spells out in eight operations, and the same in one, apart by rounding."""
 ANCHOR = "a"  # answers are tokenised behind it, so that every tokenizer family gives them their leading space
 
 
@@ -39,6 +41,11 @@ class Text(NamedTuple):
     @property
     def answer(self) -> tuple[int, ...]:
         return self.ids[self.prompt :]
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """What the model reads to predict the answer: all but its last token."""
+        return self.ids[:-1]
 
 
 @dataclass(frozen=True)
@@ -173,15 +180,17 @@ class LM:
         row, position = sent(places, self.device).T
         labels = sent([token for text in texts for token in text.answer], self.device)
         share = sent([1 / len(text.answer) for text in texts for _ in text.answer], self.device)
-        return Batch(start, self._hidden(texts, start), row, position, labels, share, scored)
+        return Batch(start, self._hidden(texts, start, shift > 0), row, position, labels, share, scored)
 
-    def _hidden(self, texts: Sequence[Text], start: int) -> Float[Tensor, "rows tokens d"]:
-        trunk = self._filled([text.ids for text in texts], start)
-        longest = max(len(text.ids) for text in texts)
-        offset = torch.tensor([trunk.where[text.ids] for text in texts])
-        last = torch.tensor([len(text.ids) - 1 for text in texts])
+    def _hidden(self, texts: Sequence[Text], start: int, whole: bool) -> Float[Tensor, "rows tokens d"]:
+        read = [text.ids if whole else text.read for text in texts]
+        trunk = self._filled(read, start)
+        longest = max(map(len, read))
+        offset = torch.tensor([trunk.where[ids] for ids in read])
+        last = torch.tensor([len(ids) - 1 for ids in read])
         index = offset[:, None] + torch.minimum(torch.arange(longest), last[:, None])
-        return trunk.states[index.to(trunk.states.device, non_blocking=True)]
+        index = index.flatten().to(trunk.states.device, non_blocking=True)
+        return trunk.states.index_select(0, index).unflatten(0, (len(read), longest))
 
     def states(self, batch: Batch) -> Float[Tensor, "scored d"]:
         """What the head reads at the scored positions."""
@@ -220,7 +229,7 @@ class LM:
     @torch.no_grad()
     def fill(self, texts: Sequence[Text], start: int) -> None:
         """Run those of ``texts`` through the trunk that have not been."""
-        self._filled([text.ids for text in texts], start)
+        self._filled([text.read for text in texts], start)
 
     def forget(self) -> None:
         """Let go of all kept states, those on disk excepted."""
@@ -407,6 +416,9 @@ def load(
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"No model can be loaded from {path!r} ({reason}): set model.path to its folder.") from error
+    for key in ("activation_function", "hidden_act"):
+        if getattr(config, key, None) in FUSED:
+            setattr(config, key, FUSED[getattr(config, key)])
     with torch.device("meta"):
         outline = AutoModelForCausalLM.from_config(config)
     for part in layout.values():
@@ -420,7 +432,7 @@ def load(
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     else:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=getattr(torch, dtype))
     return LM(model.to(device), tokenizer, Layout(**layout), name or Path(path).name, rows, cache)
 
 

@@ -84,10 +84,10 @@ class Outline(LM):
     def fingerprint(self) -> str:
         return "shapes"
 
-    def _hidden(self, texts: Sequence[Text], start: int) -> Tensor:
+    def _hidden(self, texts: Sequence[Text], start: int, whole: bool) -> Tensor:
         self.at_once = max(self.at_once, len(texts))
         self.asked.setdefault(start, {}).update(dict.fromkeys(texts))
-        longest, weight = max(len(text.ids) for text in texts), self.head.weight
+        longest, weight = max(len(text.ids) - (not whole) for text in texts), self.head.weight
         return torch.empty(len(texts), longest, weight.shape[1], dtype=weight.dtype, device=self.device)
 
     def _call(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -200,7 +200,7 @@ class Texts:
         parts = [(sample, len(training) / max(1, len(sample)))]
         parts += [(list(found), self.share[task]) for task, found in self.testing.items()]
         texts = sum(len(found) * share for found, share in parts)
-        tokens = sum(sum(len(text.ids) for text in found) * share for found, share in parts)
+        tokens = sum(sum(len(text.read) for text in found) * share for found, share in parts)
         answers = sum(sum(len(text.answer) for text in found) * share for found, share in parts)
         return round(texts), round(tokens), round(answers)
 
@@ -398,7 +398,7 @@ class Followed:
         """A pass below the edited blocks, up to where those asked last begin."""
         for start, asked in self.lm.asked.items():
             with self._peak(f"texts below block {start}"):
-                self.a_token[start] = self.lm.trunk(start, max(len(text.ids) for text in asked))
+                self.a_token[start] = self.lm.trunk(start, max(len(text.read) for text in asked))
 
     def _texts(self, start: int) -> Texts:
         return self.texts.setdefault(start, Texts())

@@ -342,6 +342,7 @@ def mapped(study: Study, found: Sequence[Directed], caption: str, more: str = ""
         notes[one.panel] = f"silhouette {together['silhouette']:.2f}, probe {100 * together['probe']:.0f} %"
         for perplexity, points in gradients.tsne(whole[EVERY], seed).items():
             maps.setdefault(perplexity, []).extend(gradients.placed(points, one.tasks, one.panel))
+    rows.sort(key=lambda row: row["task"] != gradients.ALL)
     study.write([row for row in rows if row["site"] == EVERY], ("editor", "task"), caption, more)
     study.write(
         [row for row in rows if row["task"] == gradients.ALL], ("editor", "site"), caption, f"{more}_sites".strip("_")

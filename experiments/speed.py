@@ -218,8 +218,11 @@ def factors_of(model: nn.Module, sites: Sequence[str], text: Text) -> dict[str, 
     return found
 
 
+Scores = dict[tuple[str, str, str], dict[str, float]]
+
+
 class OneByOne:
-    """Meta-training as MEND's and InstructEdit's code does it: one edit at a time through a copy of the whole model.
+    """Training and scoring as MEND's and InstructEdit's code does them: one edit at a time, in a copy of the model.
 
     The edit's gradient comes from the whole model, which is asked for the gradients of all its weights; the update is a
     dense matrix that stays in the graph and goes into a functional copy; the outer and the locality loss and the base
@@ -239,16 +242,43 @@ class OneByOne:
         torch.nn.utils.clip_grad_norm_(self.parameters, 100.0)
         self.optimizer.step()
 
+    def updates(self, edit: Text) -> dict[str, Tensor]:
+        """Each site's dense update ``[d_in, d_out]``."""
+        found = {}
+        for place, (site, (u, delta)) in enumerate(factors_of(self.model, self.editor.sites, edit).items()):
+            name, mode = self.editor.network_of[site]
+            new_u, new_delta = self.editor.networks[name](u, delta, mode)
+            found[site] = new_u.mT @ new_delta * self.editor.step_sizes[place]
+        return found
+
+    def scored(self, request: EditRequest) -> Scores:
+        """One edit made, and its teacher-forced scores from a deep copy it is written into, a prompt at a time."""
+        updates = self.updates(self.lm.text(request.prompt, request.target))
+        copied = deepcopy(self.lm.model)
+        scores: Scores = {}
+        with torch.no_grad():
+            for site, update in updates.items():
+                weight(find(copied, site)).add_(update)
+            for question in questions([[request]]):
+                text = self.lm.text(question.prompt, question.answers[0])
+                base, edited = logits_of(self.lm.model, text), logits_of(copied, text)
+                wanted, given = torch.tensor(text.answer, device=self.lm.device), edited.argmax(-1)
+                key = question.request.id, question.measure, question.prompt
+                if question.measure == "locality":
+                    same = float((base.argmax(-1) == given).double().mean())
+                    scores[key] = {"": same, "kl": float(kl_of(base, edited))}
+                else:
+                    right = (wanted == given).double()
+                    scores[key] = {"": float(right.mean()), "exact": float(right.min())}
+        return scores
+
     def accumulate(self, request: EditRequest, share: float = 1.0) -> float:
         """One edit's loss; ``share`` of its gradient is added to the editor's."""
         edit, outer = (self.lm.text(p, request.target) for p in (request.prompt, request.rephrases[0]))
         probe = request.locality["near"][0]
         local = self.lm.text(probe.prompt, probe.answers[0])
         weights = {}
-        for place, (site, (u, delta)) in enumerate(factors_of(self.model, self.editor.sites, edit).items()):
-            name, mode = self.editor.network_of[site]
-            new_u, new_delta = self.editor.networks[name](u, delta, mode)
-            update = new_u.mT @ new_delta * self.editor.step_sizes[place]
+        for site, update in self.updates(edit).items():
             module = find(self.model, site)
             update = update if isinstance(module, Conv1D) else update.mT
             weights[f"{site}.weight"] = (module.weight.detach() + update).to(module.weight.dtype)
@@ -262,29 +292,6 @@ class OneByOne:
                 gradient.mul(share) if parameter.grad is None else parameter.grad.add(gradient, alpha=share)
             )
         return loss.item()
-
-
-Scores = dict[tuple[str, str, str], dict[str, float]]
-
-
-@torch.no_grad()
-def copied_and_scored(lm: LM, edit: Edit, slot: int, request: EditRequest) -> Scores:
-    """One edit's teacher-forced scores from a deep copy with the update written in, a prompt at a time."""
-    copied = deepcopy(lm.model)
-    for site, rule in edit.rules.items():
-        weight(find(copied, site)).add_(rule.update(slot))
-    scores: Scores = {}
-    for question in questions([[request]]):
-        text = lm.text(question.prompt, question.answers[0])
-        base, edited = logits_of(lm.model, text), logits_of(copied, text)
-        wanted, given = torch.tensor(text.answer, device=lm.device), edited.argmax(-1)
-        key = question.request.id, question.measure, question.prompt
-        if question.measure == "locality":
-            scores[key] = {"": float((base.argmax(-1) == given).double().mean()), "kl": float(kl_of(base, edited))}
-        else:
-            right = (wanted == given).double()
-            scores[key] = {"": float(right.mean()), "exact": float(right.min())}
-    return scores
 
 
 # -- editkit's way ---------------------------------------------------------------------------------------------------
@@ -349,15 +356,16 @@ def training_apart(bench: Bench, alone: OneByOne, requests: Sequence[EditRequest
     return {"training loss": apart(loss.item(), mean), "gradient": float((ours - other).norm() / other.norm())}
 
 
-def scoring_apart(lm: LM, edit: Edit, requests: Sequence[EditRequest]) -> dict[str, float]:
-    """The greatest relative difference of a score."""
-    records = TeacherForced().score(lm, edit, [[request] for request in requests])
+def scoring_apart(bench: Bench, alone: OneByOne, requests: Sequence[EditRequest]) -> dict[str, float]:
+    """The greatest relative difference of a score; a divergence of less than 0.01 nats has few digits in float32."""
+    groups = [[request] for request in requests]
+    with torch.no_grad():
+        edit = bench.editor.train(False).edit(bench.lm, groups)
+    records = TeacherForced().score(bench.lm, edit, groups)
     ours = {(record.request, record.measure, record.prompt): record.scores for record in records}
-    other: Scores = {}
-    for slot, request in enumerate(requests):
-        other |= copied_and_scored(lm, edit, slot, request)
+    other = {key: scores for request in requests for key, scores in alone.scored(request).items()}
     pairs = [(ours[key][name], value) for key, scores in other.items() for name, value in scores.items()]
-    return {f"{len(pairs)} scores": max(apart(a, b) for a, b in pairs)}
+    return {f"{len(pairs)} scores": max(apart(a, b, 0.01) for a, b in pairs)}
 
 
 Found = tuple[list[Row], dict[str, float]]  # what was measured, and how far both ways are apart
@@ -431,20 +439,16 @@ def training_rows(bench: Bench, batches: Sequence[int], alone: int) -> Found:
 def scoring_rows(bench: Bench, edits: int, alone: int) -> Found:
     lm, requests = bench.lm, drawn(bench.lm, edits, seed=2)
     few = requests[:alone]
-    groups = [[request] for request in few]
-    bench.editor.train(True).edit(lm, groups)  # fills the running norms
-    with torch.no_grad():
-        edit = bench.editor.train(False).edit(lm, groups)
-    agreement = scoring_apart(lm, edit, few)
+    bench.editor.train(True).edit(lm, [[request] for request in few])  # fills the running norms
+    released = OneByOne(lm, bench.editor)
+    agreement = scoring_apart(bench, released, few)
     asked = scored(lm, bench.editor, requests)  # so that `again` has seen these texts
     ways: list[Callable[[], object]] = [
         lambda: scored(fresh(lm), bench.editor, requests),
         lambda: scored(lm, bench.editor, requests),
     ]
     costs = [counted(bench, way) for way in ways]
-    first, again, other = in_turn(
-        bench, [*ways, lambda: [copied_and_scored(lm, edit, slot, request) for slot, request in enumerate(few)]]
-    )
+    first, again, other = in_turn(bench, [*ways, lambda: [released.scored(request) for request in few]])
     other = [seconds / alone for seconds in other]
     rows = [row(bench, "scoring", edits, first, other, costs[0])]
     rows.append(row(bench, "scoring, again", edits, again, other, costs[1]))

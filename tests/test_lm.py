@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from editkit.errors import UsageError
-from editkit.lm import LM, Layout, load, weight
+from editkit.lm import LM, Layout, Text, load, weight
 from tests.conftest import FAMILIES
 
 TEXTS = [
@@ -43,6 +44,26 @@ def test_a_text_runs_through_the_trunk_once(lm: LM) -> None:
     handle.remove()
     assert first == 1
     assert len(runs) == first
+
+
+def test_answers_of_one_token_share_what_is_read(lm: LM) -> None:
+    ids = lm.text("The capital is", "Rome").read
+    texts = [Text((*ids, token), len(ids)) for token in (5, 6)]
+    batch = lm.batch(texts, 2)
+    assert torch.equal(*batch.hidden)
+    assert lm.logits(batch).shape[0] == 2
+    assert list(lm._tables["block-2"].where) == [texts[0].read] == [texts[1].read]
+
+
+def test_a_fused_activation_is_the_same_function() -> None:
+    shape = {"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 2048, "n_positions": 32}
+    layout = {"blocks": "transformer.h", "norm": "transformer.ln_f", "head": "lm_head"}
+    lm = load("bundled", layout, {}, weights="random", dtype="float64", device="cpu", shape=shape)
+    plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=torch.float64).eval()
+    plain.load_state_dict(lm.model.state_dict())
+    assert (lm.model.config.activation_function, plain.config.activation_function) == ("gelu_pytorch_tanh", "gelu_new")
+    ids = torch.arange(20)[None]
+    assert torch.allclose(lm.model(ids).logits, plain(ids).logits, rtol=0, atol=1e-12)
 
 
 def test_base_states_are_those_of_the_unedited_model(lm: LM) -> None:

@@ -35,14 +35,14 @@ def test_texts_and_parameters_are_those_of_the_run(fast: Plan, tmp_path: Path, m
     batch = LM.batch
 
     def noted(lm: LM, texts, start, shift=0):
-        asked.update((start, text.ids) for text in texts)
+        asked.update((start, text) for text in texts)
         return batch(lm, texts, start, shift)
 
     monkeypatch.setattr(LM, "batch", noted)
     config = composed(f"run.dir={tmp_path / 'run'}")
     run(config)
     assert fast.data["different texts"] == len(asked)
-    assert fast.data["their tokens"] == sum(len(ids) for _, ids in asked)
+    assert fast.data["their tokens"] == sum(len(text.read) for _, text in asked)
 
     lm = load_model(config)
     editor = configs.instantiate(config.editor, lm=lm)
