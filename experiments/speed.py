@@ -116,7 +116,7 @@ class Bench:
         return self.lm.device
 
 
-def built(shape: str, rates: Rates, dtype: str, repeat: int) -> Bench:
+def built(shape: str, rates: Rates, dtype: str, repeat: int, tf32: bool = False) -> Bench:
     """``shape`` is one of conf/model, with ``:width`` for fewer columns, or ``toy``."""
     name, _, width = shape.partition(":")
     with configs.sources():
@@ -129,7 +129,7 @@ def built(shape: str, rates: Rates, dtype: str, repeat: int) -> Bench:
         sizes |= {key: max(1, round(sizes[key] * share)) for key in WIDTHS if key in sizes}
     sizes |= {"bos_token_id": 0, "eos_token_id": 0}
     model = {key: value for key, value in settings.items() if key not in ("_target_", "tuned")}
-    model |= {"shape": sizes, "weights": "random", "dtype": dtype, "device": str(rates.device)}
+    model |= {"shape": sizes, "weights": "random", "dtype": dtype, "device": str(rates.device), "tf32": tf32}
     lm = load(**model)
     vocabulary = {"<|end|>": 0, "a": 1} | {f"w{token}": token for token in range(2, sizes["vocab_size"])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<|end|>"))
@@ -580,6 +580,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=5 if gpu else 2, help="times each is measured; medians are shown")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--dtype", default="bfloat16" if gpu else "float32", help="of the model's weights")
+    parser.add_argument("--tf32", action="store_true", help="products of float32 matrices in TF32 where a GPU has it")
     parser.add_argument("--busy", action="store_true", help="count this process's CPU time: other work is beside it")
     parser.add_argument("--profile", action="store_true", help="also where the time of the largest step goes")
     parser.add_argument("--out", type=Path, help="folder for speed.csv, speed.md and the figure")
@@ -590,7 +591,7 @@ def main() -> int:
     rows: list[Row] = []
     worst = 0.0
     for shape in asked.shapes:
-        bench = built(shape, rates, asked.dtype, asked.repeat)
+        bench = built(shape, rates, asked.dtype, asked.repeat, asked.tf32)
         parts: dict[str, Callable[[], Found]] = {
             "training": partial(training_rows, bench, asked.batches, asked.alone),
             "scoring": partial(scoring_rows, bench, asked.scored, min(asked.alone, asked.scored)),
@@ -606,6 +607,7 @@ def main() -> int:
         if asked.profile:
             console.print(profile(bench, max(asked.batches)), soft_wrap=True, highlight=False)
     name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads"
+    name += ", TF32" if asked.tf32 else ""
     speed = rates.flops(getattr(torch, asked.dtype)) / 1e12
     title = (
         f"{name}: {speed:.3g} TFLOP/s in {asked.dtype}, {rates.bytes / 1e9:.3g} GB/s, {rates.overhead * 1e6:.1f} µs an "

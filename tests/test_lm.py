@@ -136,3 +136,11 @@ def test_the_fingerprint_tells_weights_apart(make_lm: Callable[..., LM]) -> None
 def test_a_layout_that_does_not_fit_is_refused(make_lm: Callable[..., LM]) -> None:
     with pytest.raises(UsageError, match="No module 'model.layers'"):
         LM(make_lm("gpt2").model, None, Layout("model.layers", "model.norm", "lm_head"), "x")
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_float32_products_are_whole_unless_asked(asked: bool) -> None:
+    shape = {"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 1, "vocab_size": 2048}
+    layout = {"blocks": "transformer.h", "norm": "transformer.ln_f", "head": "lm_head"}
+    load("bundled", layout, {}, weights="random", device="cpu", tf32=asked, shape=shape)
+    assert torch.backends.cuda.matmul.allow_tf32 is asked
