@@ -111,9 +111,17 @@ class LM:
         """The modules of ``names`` by full name; raises UsageError unless each is a linear map or an MLP in a block.
 
         A name is a full one, or ``block.module``: ``-1.mlp.down_proj`` is in the last block, ``0.mlp.down_proj`` in
-        the first.
+        the first. Of a model on several devices it must be in a block on the last one.
         """
-        return {name: site(self.model, name) for name in full_names(self.model, self.layout, names)}
+        found = {name: site(self.model, name) for name in full_names(self.model, self.layout, names)}
+        for name, module in found.items():
+            device = next(module.parameters()).device
+            if device != self.device:
+                raise UsageError(
+                    f"Site {name!r} is on {device}, but what is edited must be where the head is, on {self.device}: "
+                    "name fewer devices in model.device, or a later block."
+                )
+        return found
 
     def block_of(self, sites: Iterable[str]) -> int:
         """The index of the first block that holds one of ``sites`` (full names)."""
@@ -292,7 +300,7 @@ class LM:
         finally:
             handle.remove()
         hidden = args[0] if args else kwargs.pop("hidden_states")
-        return hidden, args[1:], kwargs
+        return hidden.to(self.device), args[1:], kwargs
 
     # -- identity ------------------------------------------------------------------------------------------------
 
@@ -376,7 +384,7 @@ def load(
     name: str | None = None,
     weights: str = "pretrained",
     dtype: str = "float32",
-    device: str = "auto",
+    device: str | Sequence[str] | None = None,
     tf32: bool = False,
     rows: int = 64,
     shape: Mapping[str, Any] | None = None,
@@ -393,7 +401,8 @@ def load(
         name: what tables call it; by default the last part of ``path``.
         weights: ``pretrained``, or ``random`` for the shape alone (drawn by ``seed``).
         dtype: torch's name for the weights' type; ``auto`` is bfloat16 on a GPU and float32 elsewhere.
-        device: where it lives, e.g. ``cpu`` or ``cuda:1``; ``auto`` is a GPU if there is one.
+        device: where it lives, e.g. ``cpu`` or ``cuda:1``; null: on a GPU if there is one. Several share its blocks in
+            order, evenly; the last has the head, and what is edited.
         tf32: products of float32 matrices in TF32 where a GPU has it, in this whole process: those of editors' networks
             too. Three digits, several times as fast.
         rows: texts that run through the trunk at once.
@@ -411,7 +420,7 @@ def load(
     torch.backends.cuda.matmul.allow_tf32 = tf32
     if weights not in ("pretrained", "random"):
         raise UsageError(f"model.weights is {weights!r}, but must be pretrained or random.")
-    device, dtype = placed(device, dtype)
+    devices, dtype = placed(device, dtype)
     drawn = weights == "random"
     folder = source("bundled" if drawn and shape else path)
     try:
@@ -432,21 +441,41 @@ def load(
         for full_name in full_names(outline, Layout(**layout), names):
             site(outline, full_name)
     if drawn:
-        with torch.random.fork_rng(), torch.device(device):
+        with torch.random.fork_rng(), torch.device(devices[0] if len(devices) == 1 else "cpu"):
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=getattr(torch, dtype))
-    return LM(model.to(device), tokenizer, Layout(**layout), name or Path(path).name, rows, cache)
+    model = model.to(devices[0]) if len(devices) == 1 else shared(model, Layout(**layout), devices)
+    return LM(model, tokenizer, Layout(**layout), name or Path(path).name, rows, cache)
 
 
-def placed(device: str, dtype: str) -> tuple[str, str]:
-    """A device and a type of weights by name, where ``auto`` is what suits this machine."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+def placed(device: str | Sequence[str] | None, dtype: str) -> tuple[list[str], str]:
+    """Devices and a type of weights by name; where null or ``auto`` leaves it open, what suits this machine."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    devices = [device] if isinstance(device, str) else list(device)
     if dtype == "auto":
-        dtype = "bfloat16" if torch.device(device).type == "cuda" else "float32"
-    return device, dtype
+        dtype = "bfloat16" if torch.device(devices[-1]).type == "cuda" else "float32"
+    return devices, dtype
+
+
+def shared(model: nn.Module, layout: Layout, devices: Sequence[str]) -> nn.Module:
+    """``model`` with its blocks shared out in order, evenly, among ``devices``.
+
+    Norm and head are on the last, and embeddings whose weight is the head's; all else is on the first. Accelerate's
+    hooks move what goes into a block to where the block is.
+    """
+    from accelerate import dispatch_model
+
+    blocks, head = find(model, layout.blocks), find(model, layout.head).weight
+    places = {}
+    for name, module in model.named_modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if own and not name.startswith(f"{layout.blocks}."):
+            places[name] = devices[-1 if any(tensor is head for tensor in own) else 0]
+    places |= {f"{layout.blocks}.{at}": devices[at * len(devices) // len(blocks)] for at in range(len(blocks))}
+    places |= {layout.norm: devices[-1], layout.head: devices[-1]}
+    return dispatch_model(model, places, main_device=devices[0], force_hooks=True)
 
 
 def quiet() -> None:

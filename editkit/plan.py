@@ -215,8 +215,8 @@ def plan(config: DictConfig) -> Plan:
     trainer, regime, evaluator = (instantiate(config[part]) for part in ("trainer", "regime", "evaluator"))
     for task, tested in Counter(request.task for request in splits.test).items():
         regime.check(task, tested)
-    name, _ = placed(config.model.device, config.model.dtype)
-    rates = Rates(torch.device(name))
+    devices, _ = placed(config.model.device, config.model.dtype)
+    rates = Rates(torch.device(devices[-1]))
     with Counted(rates) as counted:
         shape, source = outline(config.model)
         lm = Outline(shape, counted)

@@ -47,6 +47,11 @@ def run(config: DictConfig) -> None:
         )
         for task, tested in Counter(request.task for request in splits.test).items():
             regime.check(task, tested)
+        if trainer.devices > 1 and OmegaConf.is_list(config.model.device):
+            raise UsageError(
+                f"trainer.devices is {trainer.devices}, but model.device is {list(config.model.device)} for each of "
+                "them: name one device, or set trainer.devices=1."
+            )
         lm = load_model(config)
         write_inputs(folder, lm, splits)
         done = {row["editor"] for row in folder.results()}

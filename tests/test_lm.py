@@ -4,11 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from editkit.editors.mend import MEND
+from editkit.edits import applied
 from editkit.errors import UsageError
-from editkit.lm import LM, Layout, Text, load, weight
-from tests.conftest import FAMILIES
+from editkit.lm import LM, Layout, Text, find, load, shared, weight
+from editkit.requests import EditRequest
+from tests.conftest import FAMILIES, SITES
 
 TEXTS = [
     ("The capital is", "Rome"),
@@ -144,3 +148,48 @@ def test_float32_products_are_whole_unless_asked(asked: bool) -> None:
     layout = {"blocks": "transformer.h", "norm": "transformer.ln_f", "head": "lm_head"}
     load("bundled", layout, {}, weights="random", device="cpu", tf32=asked, shape=shape)
     assert torch.backends.cuda.matmul.allow_tf32 is asked
+
+
+class TestSharedAmongDevices:
+    """With Accelerate's hooks in place; that tensors are moved needs two devices, and is theirs to test."""
+
+    @pytest.fixture
+    def pair(self, make_lm: Callable[..., LM], family: str) -> tuple[LM, LM]:
+        plain, other = make_lm(family), make_lm(family)
+        return plain, LM(shared(other.model, other.layout, ["cpu", "cpu"]), other.tokenizer, other.layout, family)
+
+    def test_is_the_same_model(self, pair: tuple[LM, LM]) -> None:
+        plain, both = pair
+        assert all(hasattr(block, "_hf_hook") for block in (*both.blocks, both.norm, both.head))
+        texts = [plain.text(*text) for text in TEXTS]
+        assert torch.equal(both.logits(both.batch(texts, 2)), plain.logits(plain.batch(texts, 2)))
+        assert both.write(["Hm"], 4, stop=False) == plain.write(["Hm"], 4, stop=False)
+
+    def test_is_edited_and_trained_on_alike(self, pair: tuple[LM, LM], family: str) -> None:
+        request = EditRequest(id="a", task="t", subject="s", prompt="The capital is", target="Rome")
+        found = []
+        for lm in pair:
+            editor = MEND(lm, SITES[family], rank=8, step_size=-0.1).double()
+            edit = editor.edit(lm, [[request]])
+            with applied(lm.sites(list(edit.rules)), edit, [0]):
+                logits = lm.logits(lm.batch([lm.text("Hm", "so")], 2))
+            logits.square().sum().backward()
+            found.append((logits, editor.step_sizes.grad))
+        for one, other in zip(*found, strict=True):
+            assert torch.equal(one, other) and one.abs().sum() > 0
+
+    def test_blocks_are_shared_out_in_order(self, make_lm: Callable[..., LM], family: str) -> None:
+        def kinds(*parts: nn.Module) -> list[str]:
+            return [next(part.parameters()).device.type for part in parts]
+
+        lm = make_lm(family, blocks=5)
+        layout, embeddings = lm.layout, lm.model.get_input_embeddings()
+        both = shared(lm.model, layout, ["cpu", "meta"])
+        assert kinds(*find(both, layout.blocks)) == ["cpu", "cpu", "cpu", "meta", "meta"]
+        assert kinds(find(both, layout.norm), find(both, layout.head)) == ["meta", "meta"]
+        assert kinds(embeddings) == ["cpu" if family == "llama" else "meta"], "GPT-2's are its head"
+
+    def test_a_site_elsewhere_is_refused(self, lm: LM) -> None:
+        lm.blocks[0].to("meta")
+        with pytest.raises(UsageError, match=r"Site '.*\.0\.mlp.*' is on meta, but .* on cpu: name fewer devices"):
+            lm.sites([SITES[lm.name][-1].replace("-1", "0")])
