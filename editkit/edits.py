@@ -393,7 +393,7 @@ class Seats:
         )
 
     def together(self, x: Float[Tensor, "rows tokens d"]) -> Float[Tensor, "active seated d"]:
-        seated = x if self.whole else x[self.rows.flatten()]
+        seated = x if self.whole else x.index_select(0, self.rows.flatten())
         return seated.reshape(len(self.slots), -1, x.shape[-1])
 
     def apart(
@@ -402,7 +402,7 @@ class Seats:
         """``base`` with the seated rows put back; rows without a seat keep their bits."""
         if self.whole:
             return seated.reshape(base.shape)
-        rows = seated.reshape(-1, *base.shape[1:])[self.places]
+        rows = seated.reshape(-1, *base.shape[1:]).index_select(0, self.places)
         return base.index_copy(0, self.rows.flatten()[self.places], rows)
 
 

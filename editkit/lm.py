@@ -207,7 +207,8 @@ class LM:
         for block in self.blocks[batch.start :]:
             out = block(hidden, *args, **kwargs)
             hidden = out[0] if isinstance(out, tuple) else out
-        return self.norm(hidden[batch.row, batch.position])
+        scored = batch.row * hidden.shape[1] + batch.position
+        return self.norm(hidden.flatten(0, 1).index_select(0, scored))
 
     def logits(self, batch: Batch) -> Float[Tensor, "scored vocabulary"]:
         """Logits for the answers' tokens, in fp32 unless the model is wider."""
