@@ -4,7 +4,7 @@
     python experiments/all.py scale=small model.path=DIR tasks.root=DIR seeds=0
 
 Three seeds and as many runs at once as there are cores, unless `seeds=` or `jobs=` say otherwise; every other word goes
-to every study. At tiny scale trainings have 200 steps, so that an hour is enough. All tables are joined in `results.md`
+to every study. At tiny scale trainings have 100 steps, so that an hour is enough. All tables are joined in `results.md`
 in the folder of the studies.
 """
 
@@ -38,7 +38,7 @@ def main(words: list[str]) -> None:
     words += [] if "seeds" in keys else ["seeds=0,1,2"]
     words += [] if "jobs" in keys else [f"jobs={os.cpu_count()}"]
     if "scale=tiny" in words and not keys & {"trainer.steps", "debug"}:
-        words.append("trainer.steps=200")
+        words.append("trainer.steps=100")
     for name in STUDIES:
         subprocess.run([sys.executable, Path(__file__).with_name(f"{name}.py"), *words], check=True)
     parts = [part for name in STUDIES for part in tables(Study.of(name, words))]
