@@ -58,18 +58,18 @@ class Batch:
 class Sequential:
     """``length`` edits one after another, each made on the model that the ones before it left.
 
-    Scored after all of them and, with ``every``, after the first and each ``every`` further ones: always all edits so
-    far, so that reliability along the sequence is the share of them that is still there. Several such sequences run
-    side by side, one a slot; requests that do not fill a sequence are left out.
+    Scored after all of them and, before that, after as many as ``along`` says: always all edits so far, so that
+    reliability along the sequence is the share of them that is still there. Several such sequences run side by side,
+    one a slot; requests that do not fill a sequence are left out.
     """
 
     length: int
-    every: int | None = None
+    along: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        if self.length < 1 or (self.every is not None and self.every < 1):
+        if min([self.length, *self.along]) < 1:
             raise UsageError(
-                f"regime.length is {self.length} and regime.every {self.every}: both count edits and start at 1."
+                f"regime.length is {self.length} and regime.along {list(self.along)}: all count edits and start at 1."
             )
 
     def check(self, task: str, records: int) -> None:
@@ -81,7 +81,7 @@ class Sequential:
 
     def scored(self, made: int) -> bool:
         """Whether scores are taken after so many edits."""
-        return made == self.length or (self.every is not None and (made == 1 or made % self.every == 0))
+        return made == self.length or made in self.along
 
     def __call__(self, editor: Editor, lm: LM, requests: Sequence[EditRequest]) -> Iterator[tuple[Edit, Groups]]:
         groups = [group for group in chunks(requests, self.length) if len(group) == self.length]

@@ -18,9 +18,9 @@ from editkit.requests import EditRequest
         (Batch(4), ["batch 4"], [[4, 2]]),
         (Sequential(3), ["sequential 3"], [[3, 3]]),
         (
-            Sequential(5, every=2),
-            ["sequential 1", "sequential 2", "sequential 4", "sequential 5"],
-            [[1], [2], [4], [5]],
+            Sequential(5, along=[1, 3, 10]),
+            ["sequential 1", "sequential 3", "sequential 5"],
+            [[1], [3], [5]],
         ),
     ],
 )
@@ -39,7 +39,7 @@ def test_a_sequence_longer_than_a_task_is_refused_by_name() -> None:
         Sequential(7).check("zsre", 6)
 
 
-@pytest.mark.parametrize(("length", "every"), [(0, None), (3, 0)])
-def test_edits_are_counted_from_one(length: int, every: int | None) -> None:
+@pytest.mark.parametrize(("length", "along"), [(0, ()), (3, (0, 1))])
+def test_edits_are_counted_from_one(length: int, along: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="count edits and start at 1"):
-        Sequential(length, every)
+        Sequential(length, along)

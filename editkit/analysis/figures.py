@@ -45,7 +45,7 @@ def sequences(rows: Sequence[Row], metrics: Sequence[str] = ("reliability", "loc
     """
     points = [row for row in rows if row["regime"].startswith("sequential ") and row["protocol"] == "teacher_forced"]
     if len({row["regime"] for row in points}) < 2:
-        raise UsageError("There is no sequence scored along the way to draw: run one with regime.every=10.")
+        raise UsageError("There is no sequence scored along the way to draw: run one with regime.along=[1,10].")
     tasks, editors = unique(points, "task"), unique(points, "editor")
     size = (1.2 + 2.3 * len(tasks), 0.9 + 2.0 * len(metrics))
     figure, panels = grid(len(metrics), len(tasks), size, sharex=True, sharey="row")

@@ -42,7 +42,7 @@ def test_panels_are_measures_by_tasks() -> None:
 
 
 def test_without_a_curve_there_is_a_sentence() -> None:
-    with pytest.raises(UsageError, match="regime.every=10"):
+    with pytest.raises(UsageError, match=r"regime.along=\[1,10\]"):
         figures.sequences([row("mend", 100, 0.5)])
 
 

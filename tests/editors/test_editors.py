@@ -247,7 +247,7 @@ def test_a_sequence_is_edits_on_the_model_that_the_ones_before_left(
 
 @torch.no_grad()
 def test_a_sequence_is_scored_along_the_way(editor: Editor, lm: LM, requests: list[EditRequest]) -> None:
-    part, end = Sequential(3, every=2)(editor, lm, requests[:3]), Sequential(2)(editor, lm, requests[:2])
+    part, end = Sequential(3, along=[1, 2])(editor, lm, requests[:3]), Sequential(2)(editor, lm, requests[:2])
     points = {edit.regime: (edit, groups) for edit, groups in part}
     assert {name: [len(group) for group in groups] for name, (_, groups) in points.items()} == {
         "sequential 1": [1],

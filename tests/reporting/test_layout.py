@@ -49,7 +49,7 @@ def logged(path: Path) -> Logged:
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Found], dict[str, Logged]]:
     """A sweep of one job with two editors: its folder, its runs, and what W&B has of each editor."""
     folder = tmp_path_factory.mktemp("dashboards") / "sweep"
-    sequence = ["regime=sequential", "regime.length=2", "regime.every=1"]
+    sequence = ["regime=sequential", "regime.length=2", "regime.along=[1]"]
     words = [
         "editor=mend",
         "baselines=ft_l",
