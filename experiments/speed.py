@@ -526,12 +526,16 @@ HEADER = [
 
 
 def cells(entry: Row) -> list[str]:
-    probes = "" if entry.probes_per_second is None else f"{entry.probes_per_second:.3g}"
+    probes = "" if entry.probes_per_second is None else number(entry.probes_per_second)
     spread = f"{entry.low:.3f}–{entry.high:.3f}" if entry.low < entry.high else ""
     bound = "" if entry.bound is None else f"≤ {entry.bound:.3f} {'holds' if entry.holds else 'BROKEN'}"
-    speed = [f"{entry.ms:.3g}", f"{entry.per_second:.3g}", probes, f"{entry.obvious_ms:.3g} ms", f"{entry.ratio:.3f}"]
+    speed = [number(entry.ms), number(entry.per_second), probes, f"{number(entry.obvious_ms)} ms", f"{entry.ratio:.3f}"]
     cost = [spread, bound, f"{entry.floor_share:.0%}", f"{entry.peak_gb:.2f} GB"]
     return [entry.shape, entry.what, str(entry.batch), *speed, *cost]
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -551,6 +555,11 @@ def drawing(rows: Sequence[Row]) -> Any:
             panel.plot(x, [1e3 / entry.obvious_ms for entry in curve], ":", color=colour)
     panel.set(xscale="log", yscale="log", xlabel="edits a step", ylabel="edits a second")
     panel.set_title("training; dashed: first epoch, dotted: obvious way")
+    steps = sorted({entry.batch for entry in rows if entry.what == "training"})
+    low, high = panel.get_ylim()
+    speeds = [tick for tick in (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000) if low <= tick <= high]
+    panel.set(xticks=steps, xticklabels=steps, yticks=speeds, yticklabels=map(number, speeds))
+    panel.minorticks_off()
     figures.unframed(panel)
     figures.key(figure, panel)
     return figure
