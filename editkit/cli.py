@@ -7,15 +7,14 @@ import shlex
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from editkit import __version__, hub
 from editkit.errors import UsageError
+from editkit.signals import Terminated, handling, on_sigterm
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,10 +40,6 @@ examples:
   editkit run editor.descriptions=outputs/instructions/…/descriptions.yaml
 """
 UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C: the run is marked interrupted and everything is closed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -386,26 +381,6 @@ def state_before(folder: Path, config: "DictConfig") -> str | None:
         if configs.identity(before, before.run.editor) != configs.identity(config, config.run.editor):
             raise UsageError(f"'{folder}' holds a run of other settings: set run.dir to a new folder")
     return state
-
-
-@contextmanager
-def handling(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
-    """Within: signals are handled so; only a main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def on_sigterm(number: int, frame: FrameType | None) -> None:
-    # A cluster and the launcher's process may both send one; the second must not cut off the first one's end.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated
 
 
 def unwritable(error: OSError) -> str:

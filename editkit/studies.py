@@ -4,10 +4,11 @@ import csv
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -28,6 +29,7 @@ from editkit.lm import LM
 from editkit.reporting import pairs
 from editkit.requests import EditRequest
 from editkit.run import told
+from editkit.signals import Terminated, handling, on_sigterm
 from editkit.tracking import rewrite, unzipped
 
 if TYPE_CHECKING:
@@ -207,17 +209,22 @@ class Study:
         return f"{text} `python experiments/{self.name}.py {settings} seeds={','.join(map(str, self.seeds))}`; {seeds}."
 
 
-def main(program: Any, name: str) -> None:
-    """Runs a study's ``program`` on the command line's words; says in one sentence what is wrong with them."""
+def main(program: Callable[[Study], None], name: str, words: Sequence[str] | None = None) -> None:
+    """Runs a study's ``program`` on ``words``, by default the command line's, and shows what it has written.
+
+    Exits with 2 where ``words`` are wrong or a run failed, told in one sentence, with 130 after Ctrl-C and with 143
+    after SIGTERM, when its runs have ended too.
+    """
     try:
-        study = Study.of(name, sys.argv[1:])
-        program(study)
+        with handling({signal.SIGTERM: on_sigterm}):
+            study = Study.of(name, sys.argv[1:] if words is None else words)
+            program(study)
     except UsageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as why:
         print(f"{name}: interrupted; the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(143 if isinstance(why, Terminated) else 130) from None
     for path in sorted(study.folder.glob(f"{name}*.*")):
         print(path)
 

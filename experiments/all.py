@@ -9,11 +9,10 @@ in the folder of the studies.
 """
 
 import os
-import subprocess
 import sys
-from pathlib import Path
+from importlib import import_module
 
-from editkit.errors import UsageError
+from editkit import studies
 from editkit.studies import Study
 
 # In this order each finds the editors that it shares with others trained.
@@ -40,7 +39,7 @@ def main(words: list[str]) -> None:
     if "scale=tiny" in words and not keys & {"trainer.steps", "debug"}:
         words.append("trainer.steps=100")
     for name in STUDIES:
-        subprocess.run([sys.executable, Path(__file__).with_name(f"{name}.py"), *words], check=True)
+        studies.main(import_module(name).program, name, words)
     parts = [part for name in STUDIES for part in tables(Study.of(name, words))]
     target = Study.of("all", words).root / "results.md"
     target.write_text("# Results\n\n" + "\n".join(parts), encoding="utf-8")
@@ -58,12 +57,4 @@ def tables(study: Study) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UsageError as error:
-        print(f"all: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except subprocess.CalledProcessError as error:
-        raise SystemExit(error.returncode) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    main(sys.argv[1:])

@@ -5,6 +5,7 @@ import gzip
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import fmean
 
@@ -107,6 +108,20 @@ def test_a_word_that_cannot_be_read_is_refused(word: str) -> None:
     process = subprocess.run([sys.executable, program, word], capture_output=True, text=True)
     assert process.returncode == 2
     assert process.stderr.startswith("balance: ") and "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("program", ["hold_out", "all"])
+def test_what_ends_a_study_ends_its_runs(program: str, tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "experiments" / f"{program}.py", "scale=tiny", "seeds=0", f"folder={tmp_path}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        begun = time.monotonic()
+        while not (found := list(tmp_path.glob("**/runs/*/status.json"))):
+            assert process.poll() is None and time.monotonic() < begun + 120
+            time.sleep(0.2)
+        process.terminate()
+        told = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and b"interrupted; the same command goes on" in told and b"Trace" not in told
+    assert json.loads(found[0].read_text())["state"] == "interrupted"
 
 
 def test_every_experiment_has_its_program_and_is_among_all_of_them() -> None:

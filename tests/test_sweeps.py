@@ -136,9 +136,10 @@ def test_what_stops_a_sweep_stops_its_job(tmp_path: Path) -> None:
     folder.mkdir()
     (tmp_path / "order0").write_text("wait")
     code = (
-        "import sys, pathlib, signal\nfrom editkit import cli, sweeps\n"
+        "import sys, pathlib, signal\nfrom editkit import sweeps\n"
+        "from editkit.signals import handling, on_sigterm\n"
         f"sweeps.command = lambda folder: [sys.executable, '-c', {STAND_IN!r}, str(folder)]\n"
-        "with cli.handling({signal.SIGTERM: cli.on_sigterm}):\n"
+        "with handling({signal.SIGTERM: on_sigterm}):\n"
         f"    sweeps.run_job(pathlib.Path({str(folder)!r}), 'seed: 0')\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as process:
