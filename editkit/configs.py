@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -64,8 +64,16 @@ def identity(config: DictConfig, editor: str) -> str:
         for key, node in config.items()
         if key not in ("cache", "hydra", "run", "tracker")
     }
-    kept["run"] = {"editor": editor, "editors_from": config.run.editors_from}
+    kept["run"] = {"editor": editor, "editors_from": config.run.get("editors_from")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def begun_as(folder: Path, overrides: Sequence[str], primary: str = "config") -> bool:
+    """Whether what ``folder`` holds was begun with the settings that ``overrides`` ask for today; within `sources`."""
+    before = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+    now = hydra.compose(primary, list(overrides), return_hydra_config=True)
+    editor = now.hydra.runtime.choices.editor
+    return identity(before, before.run.get("editor") or editor) == identity(now, now.run.get("editor") or editor)
 
 
 def instantiate(node: DictConfig, **arguments: Any) -> Any:

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from editkit import status
+from editkit import configs, status
 from editkit.analysis import gradients
 from editkit.editors import Editor
 from editkit.errors import UsageError
@@ -43,6 +43,8 @@ KEYS = ("editor", "task", "regime", "protocol", "metric")
 """What a score is of, in ``results.csv``."""
 SCALES = {"fluency": (1, 1), "silhouette": (1, 2)}
 """How a score is shown, its factor and digits, where it is no share in per cent."""
+PRIMARIES = {"run": "config", "instructions": "instructions"}
+"""The file that a command's settings are composed into."""
 NAMES = {"reliability_bare": "asked bare", "locality_instructed": "locality, instructed"}
 
 
@@ -116,9 +118,11 @@ class Study:
         What a run prints goes to a file beside its folder, ``LABEL….log``. ``command`` is that of editkit.
 
         Raises:
-            UsageError: a run failed; the others of this call are ended, and all can be continued.
+            UsageError: a run failed; the others of this call are ended, and all can be continued. Or one was begun
+                before a file of ``conf/`` that it depends on was changed.
         """
         folders = {label: self.part(label, settings) for label, settings in parts.items()}
+        self._check({folders[label]: self._words(settings, command) for label, settings in parts.items()}, command)
         waiting = [label for label, folder in folders.items() if state(folder) != "finished"]
         running: dict[str, subprocess.Popen[bytes]] = {}
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -149,12 +153,24 @@ class Study:
         folders = self.run(words)
         return {label: [folders[f"{label}-seed{seed}"] for seed in self.seeds] for label in parts}
 
+    def _words(self, settings: Sequence[str], command: Sequence[str]) -> list[str]:
+        """A run's settings, those of its study before its own."""
+        return [*self.settings, *settings, *([f"experiment={self.name}"] if command == ("run",) else [])]
+
+    def _check(self, runs: Mapping[Path, Sequence[str]], command: Sequence[str]) -> None:
+        """Refuses runs (folder → settings) that began with other settings: those of a file that has changed since."""
+        with configs.sources():
+            for folder, words in runs.items():
+                if begun(folder) and not configs.begun_as(folder, words, PRIMARIES[command[0]]):
+                    raise UsageError(
+                        f"'{folder}' was begun before a file of conf/ was changed that it depends on: "
+                        "remove it, or set folder= to a new one"
+                    )
+
     def _started(self, folder: Path, settings: Sequence[str], command: Sequence[str]) -> "subprocess.Popen[bytes]":
-        words = [*self.settings, *settings, f"run.dir={folder}"]
-        if (folder / "config.yaml").is_file() and state(folder):
+        words = [*self._words(settings, command), f"run.dir={folder}"]
+        if begun(folder):
             words = [f"run.resume={folder}"]
-        elif command == ("run",):
-            words.append(f"experiment={self.name}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
         with self._log(folder).open("ab") as log:
@@ -227,6 +243,11 @@ def main(program: Callable[[Study], None], name: str, words: Sequence[str] | Non
         raise SystemExit(143 if isinstance(why, Terminated) else 130) from None
     for path in sorted(study.folder.glob(f"{name}*.*")):
         print(path)
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run's folder holds something to go on with."""
+    return bool(state(folder)) and (folder / "config.yaml").is_file()
 
 
 def state(folder: Path) -> str:

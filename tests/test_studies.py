@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 from statistics import fmean
 
+import hydra
 import pytest
+from omegaconf import OmegaConf
 
 import editkit
+from editkit import configs
 from editkit.errors import UsageError
 from editkit.studies import Study, paired, results, scores
 from editkit.tracking import COLUMNS
@@ -93,6 +96,21 @@ def test_a_part_is_run_once_and_a_failure_is_said(tmp_path: Path) -> None:
         UsageError, match=r"hold_out, two failed: evaluator.only is 'none', but must be one of .* \(all"
     ):
         study.run({"two": ["evaluator.only=[none]"]})
+
+
+def test_a_part_of_changed_files_is_refused(tmp_path: Path) -> None:
+    study = Study.of("hold_out", [*FAST, "baselines=none", f"folder={tmp_path}"])
+    folder = study.part("one", ["seed=0"])
+    with configs.sources():
+        now = hydra.compose("config", [*FAST, "baselines=none", "seed=0", "experiment=hold_out"])
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text(json.dumps({"state": "finished"}))
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(now, resolve=True))
+    assert study.run({"one": ["seed=0"]}) == {"one": folder}
+    now.trainer.steps += 1
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(now, resolve=True))
+    with pytest.raises(UsageError, match="was begun before a file of conf/ was changed"):
+        study.run({"one": ["seed=0"]})
 
 
 def test_other_settings_are_another_folder(tmp_path: Path) -> None:
