@@ -380,7 +380,8 @@ def mapped(study: Study, found: Sequence[Directed], caption: str, more: str = ""
     sweep = [
         {**row, "panel": f"{row['panel']}, {perplexity:g}"} for perplexity, points in maps.items() for row in points
     ]
-    study.draw(figures.maps(sweep), f"{caption} t-SNE by perplexity.", f"{more}_perplexities".strip("_"))
+    across = len({row["panel"] for row in maps[main_one]})
+    study.draw(figures.maps(sweep, across=across), f"{caption} t-SNE by perplexity.", f"{more}_perplexities".strip("_"))
     nearest = f"{caption} Share of an edit's ten nearest neighbours (columns) by its task (rows)."
     study.draw(figures.matrix(overlap, "neighbours", width=figures.PAGE), nearest, f"{more}_overlap".strip("_"))
 

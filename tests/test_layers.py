@@ -25,7 +25,7 @@ LEVELS = (
     {"instructions"},
     {"tasks", "lm"},
     {"edits", "cache", "status"},
-    {"requests", "parallel", "hub", "counting"},
+    {"requests", "parallel", "hub", "counting", "signals"},
     {"errors"},
 )
 DEPTH = {room: depth for depth, rooms in enumerate(LEVELS) for room in rooms}

@@ -81,13 +81,15 @@ def edits(row: Row) -> int:
     return int(row["regime"].removeprefix("sequential "))
 
 
-def maps(rows: Sequence[Row], notes: Mapping[str, str] = MappingProxyType({}), width: float = PAGE) -> "Figure":
-    """Points by task, of rows with ``panel, task, x, y``: a panel for each name, at most four beside each other.
+def maps(
+    rows: Sequence[Row], notes: Mapping[str, str] = MappingProxyType({}), width: float = PAGE, across: int = 4
+) -> "Figure":
+    """Points by task, of rows with ``panel, task, x, y``: a panel for each name, at most ``across`` beside each other.
 
     Axes have no numbers, as those of a t-SNE map mean nothing. A panel's ``notes`` stand below it.
     """
     names, styles = unique(rows, "panel"), task_styles(unique(rows, "task"))
-    across = min(4, len(names))
+    across = min(across, len(names))
     down = -(-len(names) // across)
     size = (width, 0.35 + down * (width / across + (0.35 if notes else 0.2)))
     figure, panels = grid(down, across, size)

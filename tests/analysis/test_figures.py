@@ -76,6 +76,8 @@ def test_a_map_has_every_point_and_its_note() -> None:
     for panel in figure.axes:
         assert [dots.get_offsets().tolist() for dots in panel.collections] == [[[1, -1], [2, -2]]] * 2
         assert not list(panel.get_xticks()) and not list(panel.get_yticks())
+    rows_of_one = figures.maps(rows, across=1).axes[0].get_subplotspec().get_gridspec()
+    assert (rows_of_one.nrows, rows_of_one.ncols) == (5, 1)
 
 
 def test_conditions_are_points_with_intervals() -> None:
