@@ -2,8 +2,8 @@
 
 It knows no editor by name: an editor that is ``Trainable`` makes an edit with gradients, the objective says how good
 the edited model is, and the optimiser moves the editor's parameters. Everything random is drawn anew from (seed, step),
-so that a resumed run needs no random state and gives the uninterrupted result, to the rounding of hidden states that were
-computed in batches of other texts; where those are the same, bit for bit on a CPU.
+so that a resumed run needs no random state and gives the uninterrupted result, to the rounding of hidden states that
+were computed in batches of other texts; where those are the same, bit for bit on a CPU.
 """
 
 import json
