@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -234,6 +235,8 @@ def main(program: Callable[[Study], None], name: str, words: Sequence[str] | Non
     try:
         with handling({signal.SIGTERM: on_sigterm}):
             study = Study.of(name, sys.argv[1:] if words is None else words)
+            if not all(map(importlib.util.find_spec, ("matplotlib", "sklearn"))):  # needed only once its runs are done
+                raise UsageError("A study's figures need matplotlib and scikit-learn: pip install 'editkit[report]'")
             program(study)
     except UsageError as error:
         print(f"{name}: {error}", file=sys.stderr)

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import editkit
-from editkit import configs
+from editkit import configs, studies
 from editkit.errors import UsageError
 from editkit.studies import Study, paired, results, scores
 from editkit.tracking import COLUMNS
@@ -126,6 +126,18 @@ def test_a_word_that_cannot_be_read_is_refused(word: str) -> None:
     process = subprocess.run([sys.executable, program, word], capture_output=True, text=True)
     assert process.returncode == 2
     assert process.stderr.startswith("balance: ") and "Traceback" not in process.stderr
+
+
+def test_what_figures_need_is_asked_for_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        studies.main(lambda study: pytest.fail("it ran"), "hold_out", [f"folder={tmp_path}"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "hold_out: A study's figures need matplotlib and scikit-learn: pip install 'editkit[report]'\n"
+    )
 
 
 @pytest.mark.parametrize("program", ["hold_out", "all"])
